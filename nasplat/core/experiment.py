@@ -1,0 +1,161 @@
+"""One experiment, one file: the whole of a search as plain, validated data. What is not written takes its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+UserFunction = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and a section cannot be changed once it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Which images, and how they are split. The search sees train and validation only."""
+
+    source: str = Field(
+        "digits",
+        description="digits, the name of a torchvision classification data set, idx, or module:function of your own",
+    )
+    path: str | None = Field(
+        None, description="a folder of class folders, an .npz, or a folder with the data set's files"
+    )
+    labels: bool = Field(True, description="false: do not read or use labels, even where there are some")
+    train_size: int | None = Field(None, ge=1, description="use only so many training images, drawn with split_seed")
+    validation: float = Field(0.2, gt=0, lt=1, description="share of the training images that is held out")
+    split_seed: int = 0
+    image_size: int | None = Field(None, ge=1, description="resize images to this height and width once, when loading")
+    resident: Literal["auto", "device", "stream"] = Field(
+        "auto", description="hold images on the device, or stream them"
+    )
+
+
+class Train(Section):
+    """How one network is trained. A budget is given in epochs, in steps or in seconds."""
+
+    objective: str = Field("supervised", description="supervised, simclr, memory_bank, or module:function of your own")
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+    batch_size: int = Field(128, ge=2)
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-4, ge=0)
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget over which the learning rate rises")
+    clip_norm: float | None = Field(5.0, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0 is off")
+    temperature: float | None = Field(None, gt=0, description="default: 0.2 for simclr, 0.07 for memory_bank")
+    projection: int = Field(64, ge=1, description="dimensions of the projection of the contrastive objectives")
+    augment: tuple[str, ...] | None = Field(
+        None, description="names of augmentations; default: what suits the objective"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="scheduled drop path: the probability at the end of training")
+    auxiliary: float = Field(0.0, ge=0, description="weight of the auxiliary classifier's loss; 0 is off")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    checkpoint_seconds: float = Field(30.0, gt=0, description="least time between two checkpoints within a trial")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            given = [key for key in ("epochs", "steps", "seconds") if data.get(key) is not None]
+            if len(given) > 1:
+                raise ValueError(f"a budget is given once, not as {' and '.join(given)}")
+            if not given:
+                data = {**data, "epochs": 5}
+        return data
+
+
+class Score(Section):
+    """How a trained network is judged, and what else counts."""
+
+    probe: str | None = Field(
+        None, description="none: the network's own classifier; linear, knn, or module:function of your own"
+    )
+    maximise: tuple[str, ...] = ("accuracy",)
+    minimise: tuple[str, ...] = ("macs", "params")
+    knn: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+
+    @model_validator(mode="after")
+    def _no_metric_twice(self) -> Score:
+        metrics = (*self.maximise, *self.minimise)
+        if len(set(metrics)) != len(metrics):
+            raise ValueError(f"a metric is listed twice: {', '.join(metrics)}")
+        if not metrics:
+            raise ValueError("at least one metric is needed in maximise or minimise")
+        return self
+
+
+class Bounds(Section):
+    """A hard constraint on a metric."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise ValueError("a constraint needs min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Search(Section):
+    """Which architectures are tried, and how many."""
+
+    strategy: Literal["random", "tpe", "gp", "nsga2", "evolution"] = "tpe"
+    trials: int | None = Field(20, ge=1, description="number of distinct architectures to evaluate")
+    seconds: float | None = Field(None, gt=0, description="wall time after which no new trial starts")
+    seed: int = Field(0, ge=0)
+    constraints: dict[str, Bounds] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="parameters of the strategy")
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Search:
+        if self.trials is None and self.seconds is None:
+            raise ValueError("a search needs trials or seconds")
+        return self
+
+
+class Run(Section):
+    """Where the trials run, and what is kept."""
+
+    executor: Literal["inline", "processes"] = "inline"
+    workers: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="CPU threads a worker; part of what makes scores repeatable")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 …")
+    storage: str = Field("journal", description="journal, sqlite, or any Optuna URL")
+    trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
+    disk_mb: int = Field(1024, ge=1, description="budget for the weights of the front")
+
+
+class Final(Section):
+    """What `nasplat train` changes for the full schedule: training settings, and the size of the network."""
+
+    train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train")
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="overrides of the space, such as cells and channels"
+    )
+
+
+class Experiment(Section):
+    """A search from data to front."""
+
+    name: str = Field("experiment", pattern=r"^[\w.-]+$")
+    space: str | dict[str, Any] = Field(description="a YAML file, or the space itself")
+    data: Data = Field(default_factory=lambda: Data())
+    train: Train = Field(default_factory=lambda: Train())
+    score: Score = Field(default_factory=lambda: Score())
+    search: Search = Field(default_factory=lambda: Search())
+    run: Run = Field(default_factory=lambda: Run())
+    final: Final = Field(default_factory=lambda: Final())
