@@ -45,6 +45,10 @@ class OperationGraph:
     outputs: Mapping[str, int]
     taps: Mapping[str, int] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OperationGraph:
+        # Nothing in it ever changes, and networks that hold it are copied often.
+        return self
+
 
 class GraphBuilder:
     """Appends operations one by one, and works out their shapes. A node is the position of an operation."""

@@ -1,0 +1,5 @@
+"""`python -m nasplat`."""
+
+from nasplat.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Files that outlive a run: its directory, weights, exports, drawings and the report page."""

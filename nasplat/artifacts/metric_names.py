@@ -1,0 +1,77 @@
+"""How metrics are named and written for people, wherever they are shown."""
+
+from __future__ import annotations
+
+from math import floor, isfinite, log10
+from typing import Literal
+
+Unit = Literal["percent", "count", "bytes", "seconds", "number"]
+
+# Metric -> what it is called, and what it is measured in. Others go by their own name.
+METRICS: dict[str, tuple[str, Unit]] = {
+    "accuracy": ("Accuracy", "percent"),
+    "test_accuracy": ("Test accuracy", "percent"),
+    "validation_accuracy": ("Validation accuracy", "percent"),
+    "train_accuracy": ("Training accuracy", "percent"),
+    "macs": ("MACs", "count"),
+    "params": ("Parameters", "count"),
+    "peak_bytes": ("Peak activations", "bytes"),
+    "latency": ("Latency", "seconds"),
+    "seconds": ("Time", "seconds"),
+    "loss": ("Loss", "number"),
+}
+
+
+def label(metric: str) -> str:
+    """What a metric is called: `Parameters` for `params`."""
+    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ").capitalize()
+
+
+def unit(metric: str) -> Unit:
+    """What a metric is measured in; a metric that is called some accuracy is a share of 1."""
+    if metric in METRICS:
+        return METRICS[metric][1]
+    return "percent" if metric.endswith("accuracy") else "number"
+
+
+def text(metric: str, value: float) -> str:
+    """A value as people read it: `91.25 %`, `12.3 M`, `1.50 MB`, `3.20 ms`."""
+    if not isfinite(value):
+        return str(value)
+    match unit(metric):
+        case "percent":
+            return f"{100 * value:.2f} %"
+        case "count":
+            return _scaled(value, ["", " k", " M", " G", " T"])
+        case "bytes":
+            return _scaled(value, [" B", " kB", " MB", " GB", " TB"])
+        case "seconds":
+            return _duration(value)
+        case _:
+            return f"{value:.4g}"
+
+
+def _scaled(value: float, suffixes: list[str]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(suffixes) - 1:
+        value, step = value / 1000, step + 1
+    whole = step == 0 and float(value).is_integer()
+    return (f"{value:.0f}" if whole else significant(value)) + suffixes[step]
+
+
+def _duration(value: float) -> str:
+    if abs(value) < 1:
+        return f"{significant(1000 * value)} ms"
+    if abs(value) < 99.5:
+        return f"{significant(value)} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to so many digits, never with an exponent."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - floor(log10(abs(value))))
+    return f"{value:.{decimals}f}"

@@ -1,0 +1,227 @@
+"""From an experiment file to a validated `Experiment`; what is wrong is answered with file, line and key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Experiment, Train
+from nasplat.jobs.explain import dotted, explain
+from nasplat.jobs.yaml_file import Location, YamlFile, nearest, parse, read_yaml, shown
+
+# Names that stand for parts of nasplat; with a colon they are functions of the user. The tables themselves live in
+# layers that import torch, so that a test holds these two equal to them.
+KNOWN_NAMES: Mapping[Location, tuple[str, ...]] = {
+    ("train", "objective"): ("supervised", "simclr", "memory_bank"),
+    ("score", "probe"): ("none", "linear", "knn"),
+}
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads, completes and checks an experiment file.
+
+    The space is read into the experiment where it is a file of its own, and the path of the data becomes absolute:
+    what comes back needs no other file.
+
+    Args:
+        path: of the YAML file; other paths in it are looked up beside it, then in the current folder, then in nasplat.
+        overrides: `section.key=value` each, with values in YAML.
+
+    Raises:
+        NasplatError: with file, line, key, the allowed values and the nearest right name.
+    """
+    source = read_yaml(path)
+    for override in overrides:
+        _override(source, override)
+    experiment = validate(source)
+    add_user_code(path)
+    updates: dict[str, Any] = {"space": _space(source, experiment.space)}
+    if experiment.data.path is not None:
+        data_path = _find(experiment.data.path, source, ("data", "path"))
+        updates["data"] = experiment.data.model_copy(update={"path": str(data_path)})
+    if "name" not in source.data:
+        updates["name"] = path.stem
+    return experiment.model_copy(update=updates)
+
+
+def validate(source: YamlFile) -> Experiment:
+    """Checks the keys and values of an experiment; touches no other file."""
+    _no_empty_sections(source)
+    _text_keys(source.data, source, ())
+    score = source.data.get("score")
+    if isinstance(score, dict) and score.get("probe") == "none":
+        score["probe"] = None
+    try:
+        experiment = Experiment.model_validate(source.data)
+    except ValidationError as error:
+        raise explain(error, source) from error
+    for location, known in KNOWN_NAMES.items():
+        name = getattr(getattr(experiment, str(location[0])), str(location[1]))
+        if name is not None and ":" not in name and name not in known:
+            raise NasplatError(
+                f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
+                f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
+            )
+    try:
+        final_train(experiment)
+    except ValidationError as error:
+        raise explain(error, source, ("final", "train")) from error
+    return experiment
+
+
+def final_train(experiment: Experiment) -> Train:
+    """The training settings of the full schedule: those of the search with the overrides of `final`."""
+    changes = experiment.final.train
+    settings = experiment.train.model_dump()
+    if {"epochs", "steps", "seconds"} & set(changes):
+        settings.update(epochs=None, steps=None, seconds=None)
+    return Train.model_validate({**settings, **changes})
+
+
+def to_plain(experiment: Experiment) -> dict[str, Any]:
+    """JSON-plain data that `Experiment.model_validate` reads again."""
+    return experiment.model_dump(mode="json", exclude_none=True)
+
+
+def add_user_code(path: Path) -> None:
+    """Makes modules beside the experiment file and in the current folder importable, for `module:function`."""
+    for folder in (Path.cwd(), path.resolve().parent):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+
+
+def find_file(name: str, beside: Path) -> Path | None:
+    """A path of an experiment: absolute, beside the experiment file, in the current folder, or part of nasplat."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (beside.resolve().parent, Path.cwd(), package.parent, package):
+        candidate = folder / Path(name).expanduser()
+        if candidate.exists():
+            return candidate.resolve()
+    return None
+
+
+def _find(name: str, source: YamlFile, location: Location) -> Path:
+    found = find_file(name, source.path)
+    if found is None:
+        beside = shown(source.path.resolve().parent)
+        raise NasplatError(
+            f"{source.place(location)}: {dotted(location)}: there is no {name}",
+            f"it was looked for in {beside}, in the current folder and in nasplat itself",
+        )
+    return found
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """The space of a space file, or of an experiment file.
+
+    Raises:
+        NasplatError: there is no such file, or its family or a parameter does not exist.
+    """
+    source = read_yaml(path)
+    if "space" not in source.data:
+        return _checked_space(source)
+    return _space(source, source.data["space"])
+
+
+def _space(source: YamlFile, space: Any) -> dict[str, Any]:
+    """The space of an experiment as inline data."""
+    from nasplat.spaces.families import FAMILIES
+
+    if isinstance(space, str):
+        path = find_file(space, source.path)
+        if path is None:
+            raise NasplatError(
+                f"{source.place(('space',))}: there is no space file {space}",
+                f"`nasplat spaces` lists those that come with nasplat; families are {', '.join(FAMILIES)}",
+            )
+        return _checked_space(read_yaml(path))
+    return _checked_space(source.part("space"))
+
+
+def _checked_space(space: YamlFile) -> dict[str, Any]:
+    """A space whose family and parameters exist; make_space checks their values."""
+    from nasplat.spaces.families import FAMILIES
+
+    if "family" not in space.data:
+        raise NasplatError(
+            f"{space.place(())}: the space names no family",
+            f"add a line such as family: darts; families are {', '.join(FAMILIES)}",
+        )
+    family = space.data["family"]
+    if family not in FAMILIES:
+        raise NasplatError(
+            f"{space.place(('family',))}: there is no family {family!r}",
+            f"{nearest(str(family), FAMILIES)}families are {', '.join(FAMILIES)}",
+        )
+    known = family_parameters(family)
+    for key in space.data:
+        if known and key != "family" and key not in known:
+            raise NasplatError(
+                f"{space.place((key,))}: the family {family} has no parameter {key!r}",
+                f"{nearest(str(key), known)}its parameters are {', '.join(known)}",
+            )
+    return dict(space.data)
+
+
+def family_parameters(family: str) -> tuple[str, ...]:
+    """Names of the parameters of a family, without `problem`; empty where it takes any."""
+    import inspect
+
+    from nasplat.spaces.families import FAMILIES
+
+    parameters = inspect.signature(FAMILIES[family]).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return ()
+    return tuple(parameter.name for parameter in parameters if parameter.name != "problem")
+
+
+def _override(source: YamlFile, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise NasplatError(f"--set {override}: expected key=value", "for instance --set train.epochs=3")
+    import yaml
+
+    try:
+        value = parse(text)
+    except yaml.YAMLError as error:
+        raise NasplatError(f"--set {override}: the value is not YAML", "quote it, for instance 'key=[1, 2]'") from error
+    location = tuple(key.strip().split("."))
+    section: Any = source.data
+    for name in location[:-1]:
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
+        if not isinstance(section, dict):
+            raise NasplatError(
+                f"--set {override}: {name} is not a section with keys",
+                "a space that is a file of its own is changed in that file, or written inline",
+            )
+    if location[0] == "train" and location[-1] in ("epochs", "steps", "seconds"):
+        # A new budget takes the place of the one in the file.
+        for other in ("epochs", "steps", "seconds"):
+            section.pop(other, None)
+    section[location[-1]] = value
+    source.places[location] = f"--set {override}"
+
+
+def _no_empty_sections(source: YamlFile) -> None:
+    """`train:` with nothing under it means the defaults, as a reader would expect."""
+    for name, field in Experiment.model_fields.items():
+        if name in source.data and source.data[name] is None and field.default_factory is not None:
+            source.data[name] = {}
+
+
+def _text_keys(data: Any, source: YamlFile, location: Location) -> None:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise NasplatError(
+                    f"{source.place((*location, key))}: the key {key!r} is not text",
+                    "quote it if it is meant as a name",
+                )
+            _text_keys(value, source, (*location, key))

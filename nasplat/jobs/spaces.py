@@ -1,0 +1,84 @@
+"""The spaces that come with nasplat, and what a space looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nasplat.core.architecture import Architecture
+from nasplat.core.problem import classification
+from nasplat.core.space import SearchSpace
+from nasplat.jobs.experiment import add_user_code, find_file, read_space
+from nasplat.jobs.yaml_file import read_yaml, shown
+
+
+@dataclass(frozen=True)
+class ReadySpace:
+    """A space file that comes with nasplat: how many choices it has, and how many assignments they make."""
+
+    file: str
+    family: str
+    choices: int
+    size: int
+    about: str
+
+
+@dataclass(frozen=True)
+class ShownSpace:
+    """A space with one random architecture: its drawings as text and as one SVG, and its cost as metrics by name."""
+
+    title: str
+    space: SearchSpace
+    architecture: Architecture
+    drawings: Mapping[str, str]
+    svg: str
+    cost: Mapping[str, float]
+
+
+def ready_spaces() -> Iterator[ReadySpace]:
+    """Every file of search_spaces/, with the first line of its comment."""
+    from nasplat.spaces.families import make_space
+
+    folder = find_file("search_spaces", Path(__file__))
+    for path in sorted(folder.glob("*.yaml")) if folder else ():
+        spec = read_yaml(path).data
+        space = make_space(spec, classification((3, 32, 32), 10))
+        first_line = path.read_text(encoding="utf-8").splitlines()[0]
+        about = first_line.lstrip("# ").split(":")[0] if first_line.startswith("#") else ""
+        yield ReadySpace(f"search_spaces/{path.name}", spec["family"], len(space.choices), space.count(), about)
+
+
+def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) -> ShownSpace:
+    """Builds the space of a file for images of a shape, and draws one random architecture of it.
+
+    Args:
+        file: a space, or an experiment whose space is meant; `darts` stands for search_spaces/darts.yaml.
+
+    Raises:
+        NasplatError: there is no such file, or it describes no space.
+    """
+    from nasplat.artifacts.drawing import draw_svg, draw_text
+    from nasplat.spaces.families import make_space
+
+    here = Path.cwd() / "here"
+    path = find_file(file, here) or find_file(f"search_spaces/{file}.yaml", here) or Path(file)
+    add_user_code(path)
+    space = make_space(read_space(path), classification(input_shape, classes))
+    architecture = space.sample(np.random.default_rng(seed))
+    drawings = space.drawings(architecture)
+    cost = space.cost(architecture)
+    return ShownSpace(
+        title=f"{shown(path)}: {len(space.choices)} choices, {space.count():,} assignments",
+        space=space,
+        architecture=architecture,
+        drawings={name: draw_text(drawing) for name, drawing in drawings.items()},
+        svg=draw_svg(drawings),
+        cost=(
+            ("macs", "MACs", cost.macs),
+            ("params", "parameters", cost.params),
+            ("peak_bytes", "peak", cost.peak_bytes),
+        ),
+    )

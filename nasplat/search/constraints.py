@@ -1,0 +1,47 @@
+"""Hard constraints on metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nasplat.core.architecture import Architecture
+from nasplat.core.experiment import Bounds
+from nasplat.core.space import SearchSpace
+
+Constraints = Mapping[str, Bounds]
+COSTS = ("macs", "params", "peak_bytes")
+
+
+def cost_metrics(space: SearchSpace, architecture: Architecture) -> dict[str, float]:
+    """The metrics that are known before anything trains."""
+    cost = space.cost(architecture)
+    return {name: float(getattr(cost, name)) for name in COSTS}
+
+
+def violations(metrics: Mapping[str, float], constraints: Constraints) -> dict[str, float]:
+    """By how much each constraint on these metrics is exceeded, as a share of its bound; 0 or less is met."""
+    found = {}
+    for name, bounds in constraints.items():
+        if name not in metrics:
+            continue
+        if bounds.max is not None:
+            found[f"{name}.max"] = (metrics[name] - bounds.max) / max(abs(bounds.max), 1.0)
+        if bounds.min is not None:
+            found[f"{name}.min"] = (bounds.min - metrics[name]) / max(abs(bounds.min), 1.0)
+    return found
+
+
+def excess(found: Mapping[str, float]) -> float:
+    """The sum of what is too much; 0 where every constraint is met."""
+    return sum(max(0.0, value) for value in found.values())
+
+
+def describe(metrics: Mapping[str, float], found: Mapping[str, float], constraints: Constraints) -> str:
+    """The violated constraints in words: `params 512,000 is above 300,000`."""
+    parts = []
+    for key, value in found.items():
+        name, _, side = key.rpartition(".")
+        if value > 0:
+            bound = getattr(constraints[name], side)
+            parts.append(f"{name} {metrics[name]:,.6g} is {'above' if side == 'max' else 'below'} {bound:,.6g}")
+    return ", ".join(parts)

@@ -1,0 +1,144 @@
+"""The evaluation of one candidate: stages that get dearer, each of which may drop it and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nasplat.artifacts.run_directory import TrialFolder, short
+from nasplat.core.architecture import Architecture, canonical_json
+from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Data, Experiment
+from nasplat.core.space import SearchSpace
+from nasplat.search.constraints import cost_metrics, describe, excess, violations
+from nasplat.search.records import OnProgress, Record, TrialSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nasplat.data.datasets import Dataset
+
+
+def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """Costs, constraints, training, score. Leaves the weights in the trial's folder.
+
+    The metrics are `macs`, `params` and `peak_bytes`; what the score section asks for (`accuracy`, `latency` in
+    milliseconds, a user's own); `loss` of the last epoch and `train_seconds`.
+
+    Args:
+        spec: whose experiment has its space as plain data.
+        on_progress: gets the fields of `nasplat.training.loop.Progress`.
+
+    Raises:
+        TrialFailed: training diverged.
+        Infeasible: the memory does not suffice.
+        NasplatError: something that concerns every candidate.
+    """
+    from nasplat.training.devices import resolve_device, set_threads
+    from nasplat.training.evaluate import judge
+    from nasplat.training.fit import fit
+
+    experiment = Experiment.model_validate(spec.experiment)
+    set_threads(spec.threads)
+    device = resolve_device(spec.device)
+    dataset = load_data(experiment.data)
+    space = load_space_of(experiment, dataset)
+    architecture = Architecture.from_json(spec.architecture)
+    folder = TrialFolder(Path(spec.directory), spec.number, short(architecture.digest))
+
+    metrics = cost_metrics(space, architecture)
+    refused = _refused(metrics, experiment)
+    if refused is not None:
+        return refused
+
+    network = build(space, architecture, spec.seed)
+    trained = fit(
+        network,
+        dataset,
+        experiment.train,
+        device=device,
+        seed=spec.seed,
+        resident=experiment.data.resident,
+        checkpoint=folder.checkpoint,
+        on_progress=lambda progress: on_progress(asdict(progress)),
+    )
+    metrics["train_seconds"] = trained.seconds
+    if trained.losses:
+        metrics["loss"] = trained.losses[-1]
+
+    metrics |= judge(network, dataset, experiment.score, device, seed=spec.seed)
+    _know_all(metrics, experiment)
+    refused = _refused(metrics, experiment)
+    if refused is not None:
+        return refused
+    _save(network, architecture, spec, folder)
+    return Record("complete", metrics)
+
+
+def load_data(data: Data) -> Dataset:
+    """The data set of an experiment, read once a process."""
+    return _load_data(canonical_json(data.model_dump(mode="json")))
+
+
+@lru_cache(maxsize=1)
+def _load_data(data: str) -> Dataset:
+    from nasplat.data.datasets import load_dataset
+
+    return load_dataset(Data.model_validate_json(data))
+
+
+def load_space_of(experiment: Experiment, dataset: Dataset) -> SearchSpace:
+    """The space of an experiment, bound to the problem of its data; made once a process."""
+    problem = canonical_json(dataset.problem.to_json())
+    space = experiment.space if isinstance(experiment.space, str) else canonical_json(experiment.space)
+    return _load_space(space, isinstance(experiment.space, str), problem)
+
+
+@lru_cache(maxsize=1)
+def _load_space(space: str, is_path: bool, problem: str) -> SearchSpace:
+    import json
+
+    from nasplat.core.problem import Problem
+    from nasplat.spaces.families import load_space
+
+    return load_space(space if is_path else json.loads(space), Problem.from_json(json.loads(problem)))
+
+
+def build(space: SearchSpace, architecture: Architecture, seed: int) -> nn.Module:
+    """The network of an architecture, initialised from a seed; torch's default generator is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return space.build(architecture)
+
+
+def _refused(metrics: Mapping[str, float], experiment: Experiment) -> Record | None:
+    constraints = experiment.search.constraints
+    found = violations(metrics, constraints)
+    if excess(found) == 0:
+        return None
+    return Record("infeasible", dict(metrics), describe(metrics, found, constraints), violations=found)
+
+
+def _know_all(metrics: Mapping[str, float], experiment: Experiment) -> None:
+    """A name that nothing measures is a mistake in the experiment, not a property of the candidate."""
+    score = experiment.score
+    places = {"score.maximise": score.maximise, "score.minimise": score.minimise}
+    names: list[tuple[str, Any]] = [*places.items(), ("search.constraints", tuple(experiment.search.constraints))]
+    for place, wanted in names:
+        for name in wanted:
+            if name not in metrics:
+                raise NasplatError(
+                    f"{place}: nothing measures {name!r}",
+                    f"these were measured: {', '.join(metrics)}; latency is measured where score names it",
+                )
+
+
+def _save(network: nn.Module, architecture: Architecture, spec: TrialSpec, folder: TrialFolder) -> None:
+    from nasplat.artifacts.weights import save_weights
+
+    save_weights(network, folder.weights, {"digest": architecture.digest, "seed": str(spec.seed)})

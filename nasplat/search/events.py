@@ -1,0 +1,63 @@
+"""What a running search tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nasplat.core.architecture import Architecture
+from nasplat.core.front import Score
+from nasplat.search.history import Proposal
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial was written to the study. `proposal.state` tells whether it runs, is a repeat or is infeasible."""
+
+    proposal: Proposal
+    architecture: Architecture
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial was handed to the executor; `again` where an earlier session left it unfinished."""
+
+    proposal: Proposal
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running trial reports; the fields are the training's own (epoch, loss …)."""
+
+    number: int
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The outcome of a trial was written to the study."""
+
+    proposal: Proposal
+    evaluated: int
+    budget: int | None
+
+
+@dataclass(frozen=True)
+class FrontChanged:
+    """A candidate entered the front, which is given best on the first goal first; `notes["number"]` is the trial's."""
+
+    front: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that a person should know."""
+
+    text: str
+    warning: bool = False
+
+
+Event = Asked | Started | Progress | Told | FrontChanged | Message
+OnEvent = Callable[[Event], None]

@@ -1,0 +1,88 @@
+"""Regularised evolution (Real et al., Regularized Evolution for Image Classifier Architecture Search, 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nasplat.core.choice import Values
+from nasplat.core.front import Goal, front_indices, losses
+from nasplat.core.space import SearchSpace
+from nasplat.search.history import History
+from nasplat.search.suggestion import Strategy
+
+
+def regularised_evolution(
+    population: int = 30, tournament: int = 6, startup: int = 10, crossover: float = 0.0
+) -> Strategy:
+    """Mutates the winner of a tournament among the youngest; the oldest die, however good they are.
+
+    With several goals the winner is the one of lowest non-dominated rank, and of the largest crowding distance among
+    equals (Deb et al., NSGA-II, 2002).
+
+    Args:
+        population: how many of the last evaluated candidates are alive.
+        tournament: how many of them are drawn for each proposal.
+        startup: random candidates before the first mutation.
+        crossover: probability that a child has two parents before it is mutated (the paper: 0).
+    """
+    if not 1 <= tournament <= population:
+        raise ValueError(f"tournament must lie between 1 and the population ({population}), not {tournament}")
+
+    def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Values:
+        if len(history.complete) < max(startup, 1):
+            return space.sample(rng).values
+        alive = history.complete[-population:]
+        order = ranking(losses([proposal.metrics for proposal in alive], goals))
+        place = {row: position for position, row in enumerate(order)}
+
+        def winner() -> Values:
+            drawn = rng.choice(len(alive), size=min(tournament, len(alive)), replace=False)
+            return alive[min(drawn.tolist(), key=place.__getitem__)].values
+
+        child = space.canonical(winner())
+        if crossover and rng.random() < crossover:
+            child = space.crossover(child, space.canonical(winner()), rng)
+        mutated = space.mutate(child, rng)
+        return (mutated or space.sample(rng)).values
+
+    return propose
+
+
+def ranking(matrix: np.ndarray) -> list[int]:
+    """Rows from the best to the worst: by non-dominated rank, then by crowding distance, then by age (youngest first).
+
+    Args:
+        matrix: `(N, M)`, less is better.
+    """
+    left = list(range(len(matrix)))
+    order: list[int] = []
+    while left:
+        best = [left[position] for position in front_indices(matrix[left])] or left
+        crowding = crowding_distance(matrix[best])
+        order += [best[position] for position in sorted(range(len(best)), key=lambda p: (-crowding[p], -best[p]))]
+        left = [row for row in left if row not in set(best)]
+    return order
+
+
+def crowding_distance(matrix: np.ndarray) -> np.ndarray:
+    """How alone each row is among the rows of one front: the sum over axes of the gap between its neighbours.
+
+    Args:
+        matrix: `(N, M)`.
+
+    Returns:
+        `(N,)`; infinite at both ends of an axis.
+    """
+    count = len(matrix)
+    distance = np.zeros(count)
+    for axis in range(matrix.shape[1]):
+        order = np.argsort(matrix[:, axis], kind="stable")
+        column = matrix[order, axis]
+        width = column[-1] - column[0]
+        if width == 0:
+            continue
+        distance[order[[0, -1]]] = np.inf
+        distance[order[1:-1]] += (column[2:] - column[:-2]) / width
+    return distance

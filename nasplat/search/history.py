@@ -1,0 +1,108 @@
+"""Everything that a search has proposed so far, in order: all that a strategy may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, overload
+
+from nasplat.core import experiment
+from nasplat.core.choice import Values
+from nasplat.core.front import Goal
+
+State = Literal["running", "complete", "infeasible", "failed", "repeat"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One trial of the study.
+
+    Args:
+        number: the trial's number.
+        values: the canonical values.
+        digest: of the architecture.
+        state: `repeat` where an earlier proposal is the same architecture; it is answered from the record.
+        metrics: of a complete proposal everything that was measured; of others what is known without training.
+        violations: relative excess over every hard constraint; above 0 is a violation.
+        notes: what the strategy wants to find again (Optuna system attributes, JSON-plain).
+        proposed: the strategy's raw values, where they differ from the canonical ones.
+        repeat_of: number of the proposal that is answered from.
+        reason: why it is infeasible or failed.
+        seconds: how long the evaluation took; 0 where nothing was evaluated.
+    """
+
+    number: int
+    values: Values
+    digest: str
+    state: State
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    violations: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    proposed: Values | None = None
+    repeat_of: int | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class History(Sequence[Proposal]):
+    """Proposals in the order in which they were asked for. Immutable."""
+
+    def __init__(self, proposals: Iterable[Proposal] = (), next_number: int | None = None) -> None:
+        self._proposals = tuple(proposals)
+        last = self._proposals[-1].number if self._proposals else -1
+        self.next_number = last + 1 if next_number is None else next_number
+
+    @overload
+    def __getitem__(self, index: int) -> Proposal: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Proposal]: ...
+    def __getitem__(self, index: int | slice) -> Proposal | Sequence[Proposal]:
+        return self._proposals[index]
+
+    def __len__(self) -> int:
+        return len(self._proposals)
+
+    def __iter__(self) -> Iterator[Proposal]:
+        return iter(self._proposals)
+
+    @cached_property
+    def by_digest(self) -> Mapping[str, Proposal]:
+        """The first proposal of every architecture."""
+        first: dict[str, Proposal] = {}
+        for proposal in self._proposals:
+            first.setdefault(proposal.digest, proposal)
+        return first
+
+    @cached_property
+    def complete(self) -> tuple[Proposal, ...]:
+        """Evaluated candidates, each once."""
+        return tuple(proposal for proposal in self._proposals if proposal.state == "complete")
+
+    @cached_property
+    def evaluated(self) -> int:
+        """Distinct architectures whose evaluation was begun: what a budget in trials counts."""
+        return sum(1 for proposal in self._proposals if counts(proposal))
+
+    @cached_property
+    def barren(self) -> int:
+        """How many of the last proposals in a row needed no evaluation: repeats, and violated constraints."""
+        length = 0
+        for proposal in reversed(self._proposals):
+            if counts(proposal):
+                break
+            length += 1
+        return length
+
+
+def counts(proposal: Proposal) -> bool:
+    """Whether the proposal was evaluated, and not answered from the record or refused by its cost."""
+    if proposal.state == "repeat":
+        return False
+    return proposal.state != "infeasible" or proposal.seconds > 0
+
+
+def goals_of(score: experiment.Score) -> tuple[Goal, ...]:
+    """The axes of a search, in the order in which the experiment lists them."""
+    up = tuple(Goal(metric, "maximize") for metric in score.maximise)
+    return up + tuple(Goal(metric, "minimize") for metric in score.minimise)

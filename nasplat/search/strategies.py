@@ -1,0 +1,68 @@
+"""The table of strategies."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from nasplat.core.choice import Values
+from nasplat.core.errors import NasplatError
+from nasplat.core.front import Goal
+from nasplat.core.space import SearchSpace
+from nasplat.search.evolution import regularised_evolution
+from nasplat.search.history import History
+from nasplat.search.optuna_strategies import gp, nsga2, tpe
+from nasplat.search.suggestion import Strategy
+
+
+def random() -> Strategy:
+    """Every proposal independent of all others: the baseline to beat."""
+
+    def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Values:
+        return space.sample(rng).values
+
+    return propose
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "random": random,
+    "tpe": tpe,
+    "gp": gp,
+    "nsga2": nsga2,
+    "evolution": regularised_evolution,
+}
+
+
+def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
+    """A strategy by its name in the experiment file, with `search.options` as parameters.
+
+    Raises:
+        NasplatError: no such strategy or option, or a value that it does not take.
+    """
+    options = dict(options or {})
+    if name not in STRATEGIES:
+        raise NasplatError(
+            f"there is no strategy {name!r}", f"there are {', '.join(STRATEGIES)}{_nearest(name, STRATEGIES)}"
+        )
+    make = STRATEGIES[name]
+    known = inspect.signature(make).parameters
+    for option in options:
+        if option not in known:
+            allowed = ", ".join(known) or "none"
+            raise NasplatError(
+                f"search.options: the strategy {name!r} has no option {option!r}",
+                f"its options: {allowed}{_nearest(option, known)}",
+            )
+    try:
+        return make(**options)
+    except (TypeError, ValueError) as error:
+        raise NasplatError(f"search.options of the strategy {name!r}: {error}") from error
+
+
+def _nearest(word: str, known: Any) -> str:
+    found = get_close_matches(word, list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,71 @@
+"""From a network, a data set and settings to a trained network: puts objective, loader and loop together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from nasplat.core.experiment import Train
+from nasplat.training.devices import memory_guard, place
+from nasplat.training.loop import Progress, TrainResult, train
+from nasplat.training.objectives import Objective, make_objective
+
+if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
+    from nasplat.data.loader import Loader
+
+
+def fit(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: Train,
+    *,
+    device: torch.device,
+    seed: int,
+    resident: Literal["auto", "device", "stream"] = "auto",
+    checkpoint: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`."""
+    with memory_guard("loading images"):
+        objective = make_objective(settings, dataset.problem, len(dataset.train))
+        loader = training_loader(dataset, settings, objective, device, resident)
+    return train(
+        network,
+        objective,
+        loader,
+        settings,
+        device=device,
+        seed=seed,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+        stop=stop,
+    )
+
+
+def training_loader(
+    dataset: Dataset, settings: Train, objective: Objective, device: torch.device, resident: Any = "auto"
+) -> Loader:
+    """Shuffled, augmented batches with the views that the objective asks for, in the memory format of the device."""
+    from nasplat.data.augment import default_augmentations
+    from nasplat.data.loader import Loader
+
+    augment = settings.augment
+    if augment is None:
+        augment = default_augmentations(settings.objective, dataset.problem.input_shape)
+    return Loader(
+        dataset.train,
+        batch_size=settings.batch_size,
+        device=device,
+        mean=dataset.mean,
+        std=dataset.std,
+        augment=augment,
+        views=objective.views,
+        channels_last=place(settings, device).channels_last,
+        resident=resident,
+    )
