@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 from nasplat.artifacts.layout import Box, Layout, Point, layout
 from nasplat.core.drawing import Drawing, Edge
@@ -48,7 +49,7 @@ def draw_svg(drawings: Drawing | Mapping[str, Drawing]) -> str:
         if name:
             parts.append(f'<text class="nd-text" x="{_MARGIN:g}" y="{y + 13:g}" {_TITLE_STYLE}>{escape(name)}</text>')
             y += _TITLE
-        placed = layout(drawing)
+        placed = layout(_connected(drawing))
         parts.append(f'<g transform="translate({_MARGIN:g} {y:g})">{_body(placed)}</g>')
         y += placed.height + _MARGIN
         widest = max(widest, placed.width, 8.0 * len(name))
@@ -60,6 +61,13 @@ def draw_svg(drawings: Drawing | Mapping[str, Drawing]) -> str:
         f"<title>{escape(summary)}</title><style>{_DARK}</style>"
         f'<rect class="nd-paper" width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>'
     )
+
+
+def _connected(drawing: Drawing) -> Drawing:
+    """Without the joins that nothing reaches and nothing reads: their arrows were settled away."""
+    ends = {end for edge in drawing.edges for end in (edge.source, edge.target)}
+    nodes = tuple(node for node in drawing.nodes if node.kind != "combine" or node.id in ends)
+    return Drawing(nodes, drawing.edges)
 
 
 _TITLE_STYLE = 'font-size="13" font-weight="600" fill="#1d2530"'
@@ -108,7 +116,7 @@ def _arrow(points: Sequence[Point]) -> str:
 def _curve(points: Sequence[Point]) -> str:
     """Between ranks an S that leaves and arrives level; within a rank, where a long arrow passes, straight."""
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(points):
         if abs(next_y - y) < 0.5:
             path += f"L{next_x:.1f} {next_y:.1f}"
         else:
@@ -126,6 +134,7 @@ def draw_text(drawing: Drawing) -> str:
 
     A box that follows the one above it and nothing else is marked by a down arrow.
     """
+    drawing = _connected(drawing)
     labels = _unique_labels(drawing)
     incoming: dict[str, list[Edge]] = {node.id: [] for node in drawing.nodes}
     for edge in drawing.edges:

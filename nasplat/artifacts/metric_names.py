@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, isfinite, log10
+from math import isfinite
 from typing import Literal
 
 Unit = Literal["percent", "count", "bytes", "seconds", "number"]
@@ -18,6 +18,7 @@ METRICS: dict[str, tuple[str, Unit]] = {
     "peak_bytes": ("Peak activations", "bytes"),
     "latency": ("Latency", "seconds"),
     "seconds": ("Time", "seconds"),
+    "train_seconds": ("Training", "seconds"),
     "loss": ("Loss", "number"),
 }
 
@@ -28,10 +29,10 @@ def label(metric: str) -> str:
 
 
 def unit(metric: str) -> Unit:
-    """What a metric is measured in; a metric that is called some accuracy is a share of 1."""
+    """What a metric is measured in; of others the last word of the name tells, so that `top5_accuracy` is a share."""
     if metric in METRICS:
         return METRICS[metric][1]
-    return "percent" if metric.endswith("accuracy") else "number"
+    return METRICS.get(metric.rpartition("_")[2], ("", "number"))[1]
 
 
 def text(metric: str, value: float) -> str:
@@ -73,5 +74,6 @@ def significant(value: float, digits: int = 3) -> str:
     """A number to so many digits, never with an exponent."""
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - floor(log10(abs(value))))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 0.9999 counts as 1.00
+    decimals = max(0, digits - 1 - exponent)
     return f"{value:.{decimals}f}"

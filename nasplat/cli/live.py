@@ -18,6 +18,7 @@ from rich.text import Text
 
 from nasplat.artifacts.metric_names import label, text
 from nasplat.cli.numbers import duration
+from nasplat.cli.tables import plain_table
 from nasplat.core.front import Goal, Score
 
 if TYPE_CHECKING:
@@ -93,9 +94,8 @@ class SearchView:
         parts = [f"{self._done}{of} trials", *filter(None, self._pace())]
         if self._front:
             metrics = self._front[0].metrics
-            parts.append(
-                "best " + ", ".join(f"{label(g.metric)} {text(g.metric, metrics[g.metric])}" for g in self._goals)
-            )
+            best = [f"{label(goal.metric)} {text(goal.metric, metrics[goal.metric])}" for goal in self._goals]
+            parts.append(f"best: {', '.join(best)}")
         return " · ".join(parts)
 
     def _render(self) -> RenderableType:
@@ -114,11 +114,8 @@ class SearchView:
 
 def front_table(front: Sequence[Score], goals: Sequence[Goal], title: str) -> Table:
     """The candidates of a front with the metrics of the search, and the trial where each is found."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
-    table.add_column("trial", justify="right")
-    for goal in goals:
-        table.add_column(label(goal.metric), justify="right")
-    table.add_column("digest", style="dim")
+    labels = [label(goal.metric) for goal in goals]
+    table = plain_table("trial", *labels, "digest", title=title, right=("trial", *labels))
     for score in front:
         metrics = [text(goal.metric, score.metrics[goal.metric]) for goal in goals]
         table.add_row(str(score.notes.get("number", "")), *metrics, score.architecture.digest[:8])

@@ -67,7 +67,7 @@ def main() -> None:
         print_error(
             NasplatError(
                 f"unexpected {type(error).__name__}: {error}",
-                "this is a fault of nasplat; the same command with --debug shows the traceback to report",
+                "the same command with --debug shows where; if that is not code of your own, it is a fault of nasplat",
             )
         )
         sys.exit(1)

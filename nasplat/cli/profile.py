@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nasplat.cli.tables import plain_table, print_table
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,14 +36,9 @@ def profile(
 
 
 def _print(console: Console, title: str, found: Profile) -> None:
-    from rich.table import Table
-
     tools = [tool for tool in ("fvcore", "thop", "FlopCounterMode") if tool not in found.failures]
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    for name in ("params", "MACs", *tools):
-        table.add_column(name, justify="right")
+    numbers_of = ("params", "MACs", *tools)
+    table = plain_table("layer", "kind", *numbers_of, title=title, right=numbers_of)
     for row in found.rows:
         numbers = [_differs(row.tools[tool], row.macs) for tool in tools]
         table.add_row(row.name or "(itself)", row.kind, f"{row.params:,}", f"{row.macs:,}", *numbers)
@@ -55,7 +52,7 @@ def _print(console: Console, title: str, found: Profile) -> None:
         *(_differs(totals[tool], found.cost.macs) for tool in tools),
         style="bold",
     )
-    console.print(table)
+    print_table(console, table)
     console.print(f"\npeak activation memory at batch 1 in float32: {found.cost.peak_bytes / 2**20:,.2f} MiB")
     explanations = found.explanations()
     if explanations:

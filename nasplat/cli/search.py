@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nasplat.cli.tables import print_table
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nasplat.jobs.search import Outcome
+    from nasplat.jobs.search import Outcome, Prepared
 
 
 def search(
@@ -35,6 +37,7 @@ def search(
 
     from nasplat.cli.live import SearchView
     from nasplat.jobs.search import prepare, run_and_report
+    from nasplat.search.history import goals_of
 
     overrides = list(changes or ())
     for key, value in (
@@ -46,10 +49,21 @@ def search(
             overrides.append(f"{key}={value}")
     console = Console(highlight=False)
     prepared = prepare(experiment, run, resume=resume, overrides=overrides)
-    console.print(f"[bold]{prepared.title}[/]", soft_wrap=True)
-    with SearchView(console, prepared.goals, prepared.experiment.search.trials) as view:
+    console.print(_title(prepared), soft_wrap=True)
+    with SearchView(console, goals_of(prepared.experiment.score), prepared.experiment.search.trials) as view:
         outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.say)
     _print_outcome(console, outcome)
+
+
+def _title(prepared: Prepared) -> str:
+    experiment = prepared.experiment
+    assert isinstance(experiment.space, dict)
+    run = experiment.run
+    where = "in this process" if run.executor == "inline" else f"in {run.workers} processes"
+    return (
+        f"[bold]{experiment.name}[/]: {experiment.space['family']} cells on {experiment.data.source}, "
+        f"{experiment.search.strategy}, {where}, into {prepared.directory}"
+    )
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
@@ -58,7 +72,7 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
 
     console.print()
     if outcome.front:
-        console.print(front_table(outcome.front, outcome.goals, f"front of {outcome.complete} candidates"))
+        print_table(console, front_table(outcome.front, outcome.goals, f"front of {outcome.complete} candidates"))
     else:
         console.print("no candidate was evaluated to its end, so there is no front", style="yellow")
     console.print()

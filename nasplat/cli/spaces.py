@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nasplat.cli.tables import plain_table, print_table
+
 
 def spaces(
     file: Annotated[
@@ -20,32 +22,23 @@ def spaces(
     """List the search spaces, or show one: its choices, a random architecture of it, and what that costs."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     from nasplat.artifacts.metric_names import label, text
     from nasplat.jobs.profile import parse_shape
     from nasplat.jobs.spaces import ready_spaces, show
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if file is None:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        for name in ("space", "family", "choices", "assignments", ""):
-            table.add_column(name, justify="right" if name in ("choices", "assignments") else "left")
+        table = plain_table("space", "choices", "assignments", "", right=("choices", "assignments"))
         for ready in ready_spaces():
-            size = f"{ready.size:,}" if ready.size < 10**7 else f"{ready.size:.1e}"
-            table.add_row(ready.file, ready.family, str(ready.choices), size, escape(ready.about))
-        console.print(table)
-        console.print("\nshow one: nasplat spaces search_spaces/darts.yaml; a space of your own: see the README")
+            table.add_row(ready.name, str(ready.choices), _count(ready.size), escape(ready.about))
+        print_table(console, table)
+        console.print("\nshow one: nasplat spaces darts; they are files in search_spaces/, to copy and edit")
         return
     shown = show(file, parse_shape(input_shape), classes, seed)
-    table = Table(
-        title=f"[bold]{escape(shown.title)}[/]", title_justify="left", box=None, header_style="dim", pad_edge=False
-    )
-    for name in ("choice", "options"):
-        table.add_column(name, overflow="fold")
-    for choice in shown.space.choices.values():
-        table.add_row(choice.name, escape(", ".join(map(str, choice.options))))
-    console.print(table)
+    console.print(f"[bold]{escape(shown.title)}[/]: {_count(shown.space.count())} assignments\n")
+    for options, names in shown.choices.items():
+        console.print(f"{escape(', '.join(names))}\n    [dim]{escape(', '.join(map(str, options)))}[/]")
     console.print(f"\n[bold]architecture {shown.architecture.digest[:8]}[/] (seed {seed})")
     for name, picture in shown.drawings.items():
         console.print(f"\n{name}", style="dim")
@@ -55,3 +48,7 @@ def spaces(
     if svg is not None:
         svg.write_text(shown.svg, encoding="utf-8")
         console.print(f"wrote {svg}")
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**7 else f"{number:.1e}"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nasplat.cli.tables import print_table
+
 
 def status(run: Annotated[Path, typer.Argument(help="The run directory, such as runs/quickstart.")]) -> None:
     """Tell where a search stands, whether it runs or not: what is done, the front so far, how to go on."""
@@ -33,7 +35,7 @@ def status(run: Annotated[Path, typer.Argument(help="The run directory, such as 
     if found.front:
         scores = [Score(one.architecture, one.metrics, {"number": one.number}) for one in found.front]
         console.print()
-        console.print(front_table(scores, found.goals, f"front of {len(found.run.candidates)} candidates"))
+        print_table(console, front_table(scores, found.goals, f"front of {len(found.run.candidates)} candidates"))
     if found.process is None:
         console.print()
         if found.done:

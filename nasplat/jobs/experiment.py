@@ -36,8 +36,8 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         NasplatError: with file, line, key, the allowed values and the nearest right name.
     """
     source = read_yaml(path)
-    for override in overrides:
-        _override(source, override)
+    for text in overrides:
+        override(source, text)
     experiment = validate(source)
     add_user_code(path)
     updates: dict[str, Any] = {"space": _space(source, experiment.space)}
@@ -180,16 +180,17 @@ def family_parameters(family: str) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.name != "problem")
 
 
-def _override(source: YamlFile, override: str) -> None:
-    key, separator, text = override.partition("=")
+def override(source: YamlFile, change: str) -> None:
+    """Sets one key from `section.key=value`, as if it stood in the file."""
+    key, separator, text = change.partition("=")
     if not separator or not key.strip():
-        raise NasplatError(f"--set {override}: expected key=value", "for instance --set train.epochs=3")
+        raise NasplatError(f"--set {change}: expected key=value", "for instance --set train.epochs=3")
     import yaml
 
     try:
         value = parse(text)
     except yaml.YAMLError as error:
-        raise NasplatError(f"--set {override}: the value is not YAML", "quote it, for instance 'key=[1, 2]'") from error
+        raise NasplatError(f"--set {change}: the value is not YAML", "quote it, for instance 'key=[1, 2]'") from error
     location = tuple(key.strip().split("."))
     section: Any = source.data
     for name in location[:-1]:
@@ -198,15 +199,15 @@ def _override(source: YamlFile, override: str) -> None:
         section = section[name]
         if not isinstance(section, dict):
             raise NasplatError(
-                f"--set {override}: {name} is not a section with keys",
+                f"--set {change}: {name} is not a section with keys",
                 "a space that is a file of its own is changed in that file, or written inline",
             )
-    if location[0] == "train" and location[-1] in ("epochs", "steps", "seconds"):
+    if location[-2:-1] == ("train",) and location[-1] in ("epochs", "steps", "seconds"):
         # A new budget takes the place of the one in the file.
         for other in ("epochs", "steps", "seconds"):
             section.pop(other, None)
     section[location[-1]] = value
-    source.places[location] = f"--set {override}"
+    source.places[location] = f"--set {change}"
 
 
 def _no_empty_sections(source: YamlFile) -> None:

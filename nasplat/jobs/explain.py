@@ -26,8 +26,10 @@ def explain(error: ValidationError, source: YamlFile, section: Location = ()) ->
     data: Any = source.data
     for key in section:
         data = data[key]
-    locations = [_without_branches(one["loc"], data) for one in error.errors()]
-    first, inside = error.errors()[0], locations[0]
+    # A mistyped key is an unknown one and perhaps a missing one: the first of the two says what to do.
+    errors = sorted(error.errors(), key=lambda one: one["type"] == "missing")
+    locations = [_without_branches(one["loc"], data) for one in errors]
+    first, inside = errors[0], locations[0]
     place, key = source.place((*section, *inside)), dotted((*section, *inside))
     described = ("train", *inside) if section else inside
     schema = Experiment.model_json_schema()

@@ -38,13 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """What is read of a run directory; nothing in it is changed."""
+    """What is read of a run directory; nothing in it is changed. `seconds` is the wall time of its search."""
 
     directory: Path
     experiment: Experiment
     space: SearchSpace
     goals: tuple[Goal, ...]
     history: History
+    seconds: float
 
     @property
     def files(self) -> RunDirectory:
@@ -141,4 +142,4 @@ def open_run(directory: Path) -> Run:
     assert isinstance(experiment.space, dict)
     space = make_space(experiment.space, problem)
     study = SearchStudy(storage, study_id, space, goals, where)
-    return Run(directory, experiment, space, goals, study.history)
+    return Run(directory, experiment, space, goals, study.history, study.earlier_seconds())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nasplat.core.architecture import Architecture
+from nasplat.core.choice import Option
 from nasplat.core.problem import classification
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.experiment import add_user_code, find_file, read_space
@@ -19,8 +20,7 @@ from nasplat.jobs.yaml_file import read_yaml, shown
 class ReadySpace:
     """A space file that comes with nasplat: how many choices it has, and how many assignments they make."""
 
-    file: str
-    family: str
+    name: str
     choices: int
     size: int
     about: str
@@ -28,9 +28,13 @@ class ReadySpace:
 
 @dataclass(frozen=True)
 class ShownSpace:
-    """A space with one random architecture: its drawings as text and as one SVG, and its cost as metrics by name."""
+    """A space with one random architecture: its drawings as text and as one SVG, and its cost as metrics by name.
+
+    `choices` are the names of those that have the same options.
+    """
 
     title: str
+    choices: Mapping[tuple[Option, ...], tuple[str, ...]]
     space: SearchSpace
     architecture: Architecture
     drawings: Mapping[str, str]
@@ -48,7 +52,7 @@ def ready_spaces() -> Iterator[ReadySpace]:
         space = make_space(spec, classification((3, 32, 32), 10))
         first_line = path.read_text(encoding="utf-8").splitlines()[0]
         about = first_line.lstrip("# ").split(":")[0] if first_line.startswith("#") else ""
-        yield ReadySpace(f"search_spaces/{path.name}", spec["family"], len(space.choices), space.count(), about)
+        yield ReadySpace(path.stem, len(space.choices), space.count(), about)
 
 
 def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) -> ShownSpace:
@@ -71,14 +75,18 @@ def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) 
     drawings = space.drawings(architecture)
     cost = space.cost(architecture)
     return ShownSpace(
-        title=f"{shown(path)}: {len(space.choices)} choices, {space.count():,} assignments",
+        title=f"{shown(path)}: {len(space.choices)} choices",
+        choices=_by_options(space),
         space=space,
         architecture=architecture,
         drawings={name: draw_text(drawing) for name, drawing in drawings.items()},
         svg=draw_svg(drawings),
-        cost=(
-            ("macs", "MACs", cost.macs),
-            ("params", "parameters", cost.params),
-            ("peak_bytes", "peak", cost.peak_bytes),
-        ),
+        cost=asdict(cost),
     )
+
+
+def _by_options(space: SearchSpace) -> dict[tuple[Option, ...], tuple[str, ...]]:
+    grouped: dict[tuple[Option, ...], tuple[str, ...]] = {}
+    for choice in space.choices.values():
+        grouped[choice.options] = (*grouped.get(choice.options, ()), choice.name)
+    return grouped

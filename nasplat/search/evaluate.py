@@ -78,6 +78,14 @@ def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
     return Record("complete", metrics)
 
 
+def warm_up() -> None:
+    """Imports what an evaluation needs; a worker process does it before its first trial."""
+    import nasplat.data.datasets
+    import nasplat.spaces.families
+    import nasplat.training.evaluate
+    import nasplat.training.fit  # noqa: F401
+
+
 def load_data(data: Data) -> Dataset:
     """The data set of an experiment, read once a process."""
     return _load_data(canonical_json(data.model_dump(mode="json")))

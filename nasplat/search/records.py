@@ -97,7 +97,8 @@ def run_trial(evaluate: Evaluate, spec: TrialSpec, on_progress: OnProgress) -> R
     found = read_record(directory)
     if found is not None:
         return found
-    write_json(directory / ARCHITECTURE_FILE, spec.architecture)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ARCHITECTURE_FILE).write_text(json.dumps(spec.architecture, indent=2) + "\n")
     started = time.perf_counter()
     try:
         record = _finite(evaluate(spec, on_progress))

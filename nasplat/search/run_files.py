@@ -26,7 +26,7 @@ class RunFiles:
 
     def __init__(self, run: RunDirectory, disk_mb: int) -> None:
         self._run = run
-        self._budget = disk_mb * 1_000_000
+        self._budget = disk_mb * 2**20
         self._written = -LEAST_SECONDS
         self._seen: set[int] = set()
         self._members: set[int] = set()
@@ -46,6 +46,7 @@ class RunFiles:
         self._written = now
         self._run.write_state(
             {
+                **self._run.read_state(),  # others keep notes there, too
                 "status": status,
                 "process": os.getpid(),
                 "trials": len(history),

@@ -80,8 +80,7 @@ def locked(path: Path) -> Iterator[int]:
 def repair(path: Path) -> int:
     """Cuts what a killed process or a power cut left after the last whole record; returns how many bytes."""
     with locked(path) as descriptor:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = path.read_bytes()
         end = len(content)
         while end and not _whole(content[content.rfind(b"\n", 0, end - 1) + 1 : end]):
             end = content.rfind(b"\n", 0, end - 1) + 1

@@ -147,9 +147,7 @@ class SearchStudy:
             unusable = {"usable": 1.0} if state == "infeasible" and not record.violations else record.violations
             for key, value in unusable.items():
                 self._storage.set_trial_system_attr(trial_id, CONSTRAINT + key, value)
-            optuna_state = {"complete": TrialState.COMPLETE, "infeasible": TrialState.PRUNED}.get(
-                state, TrialState.FAIL
-            )
+            optuna_state = _OUTCOMES.get(state, TrialState.FAIL)
             values = [metrics[goal.metric] for goal in self.goals] if state == "complete" else None
             self._storage.set_trial_state_values(trial_id, optuna_state, values)
         return self._read(trial_id)
@@ -199,8 +197,7 @@ class SearchStudy:
     def _answer(self, original: Proposal) -> tuple[TrialState, list[float] | None]:
         if original.state == "complete":
             return TrialState.COMPLETE, [float(original.metrics[goal.metric]) for goal in self.goals]
-        states = {"infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
-        return states.get(original.state, TrialState.RUNNING), None
+        return _OUTCOMES.get(original.state, TrialState.RUNNING), None
 
     def _read(self, trial_id: int) -> Proposal:
         with storage_errors(self.where):
@@ -235,6 +232,7 @@ def read_proposal(trial: FrozenTrial, space: SearchSpace, goals: Sequence[Goal])
     )
 
 
+_OUTCOMES = {"complete": TrialState.COMPLETE, "infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
 _STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",

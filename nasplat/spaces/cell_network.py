@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from nasplat.core.cost import Cost, cost_of
 from nasplat.core.errors import NasplatError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NORMAL, REDUCTION = "normal", "reduction"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stack:
     """How cells become a network.
 
@@ -64,7 +64,7 @@ class Stack:
             raise NasplatError(f"channels: {channels} with stem multiplier {stem_multiplier} makes no network")
         return Stack(stages, channels, stem_multiplier, final_relu, deeper_drops_more)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         kinds: list[str] = []
         for stage, count in enumerate(self.cells):
@@ -72,8 +72,7 @@ class Stack:
         return tuple(kinds)
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """One live cell of a stack, where it stands, and whether the next live cell reads its last input too."""
 
     position: int
@@ -96,15 +95,22 @@ def place(stack: Stack, programs: Mapping[str, Program], size: Shape) -> list[Pl
             if position >= 2:
                 live[position - 2] |= before_last
     placed = []
-    channels = stack.channels
-    for position, kind in enumerate(kinds):
-        channels *= 2 if kind == REDUCTION else 1
-        frame = Frame(channels, size)
-        size = frame.output_size(kind == REDUCTION)
+    for position, (kind, frame) in enumerate(zip(kinds, _frames(stack, size), strict=True)):
         if live[position]:
             following = position + 1 < len(kinds) and live[position + 1] and reads[kinds[position + 1]][0]
             placed.append(Placed(position, kind, programs[kind], frame, following))
     return placed
+
+
+@lru_cache(maxsize=256)
+def _frames(stack: Stack, size: Shape) -> list[Frame]:
+    frames = []
+    channels = stack.channels
+    for kind in stack.kinds:
+        channels *= 2 if kind == REDUCTION else 1
+        frames.append(Frame(channels, size))
+        size = frames[-1].output_size(kind == REDUCTION)
+    return frames
 
 
 def graph(stack: Stack, programs: Mapping[str, Program], problem: Problem) -> OperationGraph:
@@ -161,12 +167,19 @@ def cost(stack: Stack, programs: Mapping[str, Program], problem: Problem) -> Cos
     macs, params, peak = stem.macs, stem.params, stem.peak_bytes
     shapes = {-2: stem_shape, -1: stem_shape}
     known: dict[tuple[object, ...], CellCost] = {}
+    plans = {kind: cell_program.plan(program) for kind, program in programs.items()}
     for cell in place(stack, programs, problem.input_shape[1:]):
         before_last, last = shapes.get(cell.position - 2), shapes.get(cell.position - 1)
         signature = (cell.kind, cell.frame, before_last, last, cell.position == 0, cell.keep_last)
         if signature not in known:
             known[signature] = cell_program.cost(
-                cell.program, before_last, last, cell.frame, same=cell.position == 0, keep_last=cell.keep_last
+                plans[cell.kind],
+                before_last,
+                last,
+                cell.frame,
+                reduction=cell.kind == REDUCTION,
+                same=cell.position == 0,
+                keep_last=cell.keep_last,
             )
         found = known[signature]
         macs += found.macs

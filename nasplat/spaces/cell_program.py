@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from nasplat.core.cost import BYTES_PER_ELEMENT, cost_of, peak_bytes_of
 from nasplat.core.graph import GraphBuilder, Shape
@@ -15,8 +16,7 @@ from nasplat.spaces.cell_operations import ALIGN, IDENTITY, NONE, OPERATIONS, RE
 BEFORE_LAST, LAST = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step: an operation of `cell_operations.OPERATIONS`, or `add`, `concat`, `zeros`.
 
     Args:
@@ -118,8 +118,7 @@ class ProgramBuilder:
         return Program(tuple(self._steps), len(complete), self.reduction)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """Where a cell stands: its channels, and the height and width that it reads (of the last cell's output)."""
 
     channels: int
@@ -172,18 +171,92 @@ def emit(
     return tensors[program.output]
 
 
-@lru_cache(maxsize=4096)
-def _entry(operation: str, shape: Shape, channels: int, stride: int) -> tuple[int, int, Shape, int, int]:
-    """MACs, parameters, output shape, and the peak bytes where the source is kept and where it may be freed."""
-    graph = GraphBuilder(shape)
+class Entry(NamedTuple):
+    """MACs, parameters, output shape, and the peak bytes besides the source where it is kept and where it is freed."""
+
+    macs: int
+    params: int
+    shape: Shape
+    kept: int
+    freed: int
+
+
+@lru_cache(maxsize=16384)
+def _entry(operation: str, source: Shape, channels: int, stride: int) -> Entry:
+    graph = GraphBuilder(source)
     node = OPERATIONS[operation](graph, graph.input, channels, stride, "operation")
     cost = cost_of(graph.finish({"result": node}, {}))
     kept = peak_bytes_of(graph.finish({"result": node, "source": graph.input}, {}))
-    return cost.macs, cost.params, graph.shape(node), kept, cost.peak_bytes
+    size = prod(source) * BYTES_PER_ELEMENT
+    return Entry(cost.macs, cost.params, graph.shape(node), kept - size, cost.peak_bytes - size)
 
 
-@dataclass(frozen=True, slots=True)
-class CellCost:
+# A step of a plan, as a tuple that is quick to take apart:
+#   what its cost in a frame depends on (operation, stride, width of the source, whether that is wide) unless it reads
+#     an input of the cell; None for sums, concatenations and zeros,
+#   the source, and whether nothing reads it later,
+#   width of the result in multiples of the channels of the cell, and whether it is wide,
+#   summed widths of the tensors that are freed, the wide ones apart, and the inputs of the cell among them.
+# Tensors made in a cell have one of two sizes: wide ones have the height and width that the cell reads, the others
+# those of its output; they are the same but in a reduction cell.
+Key = tuple[str, int, int, bool]
+_Planned = tuple[Key | None, int, bool, int, bool, int, int, tuple[int, ...]]
+
+
+class Plan(NamedTuple):
+    """How a program runs, wherever its cell stands: its steps, the inputs that it reads, its output."""
+
+    steps: list[_Planned]
+    inputs: tuple[int, ...]
+    output: int
+    output_width: int
+    output_wide: bool
+
+
+def plan(program: Program) -> Plan:
+    """What each step frees, and of which size tensors are."""
+    steps = program.steps
+    last_use: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for source in step.sources:
+            last_use[source] = position
+    output = program.output
+    if steps and steps[-1].operation == "concat" and len(steps[-1].sources) == 1:
+        # The output is an earlier tensor under another number, and stays.
+        output = steps[-1].sources[0]
+    last_use[output] = len(steps)
+    widths = [0, 0]
+    wide_ones = [False, False]
+    planned: list[_Planned] = []
+    for position, (operation, sources, result, _, width, stride) in enumerate(steps):
+        if operation == "concat" and len(sources) == 1:
+            continue
+        wide = operation == ALIGN
+        widths.append(width)
+        wide_ones.append(wide)
+        frees = frees_wide = 0
+        frees_inputs: tuple[int, ...] = ()
+        for tensor in sources if len(sources) == 1 else set(sources):
+            if last_use[tensor] == position:
+                if tensor < 2:
+                    frees_inputs += (tensor,)
+                elif wide_ones[tensor]:
+                    frees_wide += widths[tensor]
+                else:
+                    frees += widths[tensor]
+        if result not in last_use:  # nothing reads it
+            frees, frees_wide = (frees, frees_wide + width) if wide else (frees + width, frees_wide)
+        source = sources[0]
+        key = None if operation in _PLAIN else (operation, stride, widths[source], wide_ones[source])
+        planned.append((key, source, last_use[source] == position, width, wide, frees, frees_wide, frees_inputs))
+    inputs = tuple(tensor for tensor in (BEFORE_LAST, LAST) if tensor in last_use)
+    return Plan(planned, inputs, output, widths[output], wide_ones[output])
+
+
+_PLAIN = frozenset({"add", "concat", "zeros"})
+
+
+class CellCost(NamedTuple):
     """MACs and parameters of a cell, the peak of bytes while it runs, and the shape of its output."""
 
     macs: int
@@ -193,7 +266,14 @@ class CellCost:
 
 
 def cost(
-    program: Program, before_last: Shape | None, last: Shape | None, frame: Frame, *, same: bool, keep_last: bool
+    plan: Plan,
+    before_last: Shape | None,
+    last: Shape | None,
+    frame: Frame,
+    *,
+    reduction: bool,
+    same: bool,
+    keep_last: bool,
 ) -> CellCost:
     """What `emit` would cost, from a table of operations: no graph is made.
 
@@ -202,44 +282,60 @@ def cost(
         same: both are one tensor (the stem, before the first cell).
         keep_last: the next cell reads `last` too.
     """
-    alias = {BEFORE_LAST: LAST} if same else {}
-    last_use: dict[int, int] = {}
-    for position, step in enumerate(program.steps):
-        for source in step.sources:
-            last_use[alias.get(source, source)] = position
-    if keep_last:
-        last_use[LAST] = len(program.steps)
-    last_use[program.output] = len(program.steps)
-    given = {BEFORE_LAST: before_last, LAST: last}
-    shapes: dict[int, Shape] = {
-        tensor: shape for tensor, shape in given.items() if tensor in last_use and shape is not None
-    }
-    bytes_of = {tensor: prod(shape) * BYTES_PER_ELEMENT for tensor, shape in shapes.items()}
-    live = peak = sum(bytes_of.values())
-    size = frame.output_size(program.reduction)
+    given = (before_last, last)
+    input_bytes = (_bytes(before_last), _bytes(last))
+    table, wide_bytes, unit_bytes, output_size = _place(frame, reduction)
+    channels, size = frame
+    # How many still read each input: the stem goes when both names of it are done with.
+    readers = [0, 0]
+    for tensor in plan.inputs:
+        readers[LAST if same else tensor] += 1
+    readers[LAST] += keep_last
+    live = peak = (input_bytes[0] if readers[0] else 0) + (input_bytes[1] if readers[1] else 0)
     macs = params = 0
-    for position, step in enumerate(program.steps):
-        sources = [alias.get(source, source) for source in step.sources]
-        if step.operation == "concat" and len(sources) == 1:
-            # The output is an earlier tensor under another number, and stays.
-            shapes[step.result] = shapes[sources[0]]
-            continue
-        if step.operation in ("add", "concat", "zeros"):
-            shape: Shape = (frame.channels * step.width, *size)
-            made = prod(shape) * BYTES_PER_ELEMENT
-            peak = max(peak, live + made)
+    for key, source, is_last, width, wide, frees, frees_wide, frees_inputs in plan.steps:
+        made = width * (wide_bytes if wide else unit_bytes)
+        if key is None:
+            extra = made
         else:
-            source = sources[0]
-            operation, stride = frame.fitted(step, shapes[source])
-            step_macs, step_params, shape, kept, freed = _entry(operation, shapes[source], frame.channels, stride)
-            macs += step_macs
-            params += step_params
-            made = prod(shape) * BYTES_PER_ELEMENT
-            peak = max(peak, live - bytes_of[source] + (freed if last_use[source] == position else kept))
-        shapes[step.result] = shape
-        bytes_of[step.result] = made
-        live += made
-        for tensor in {*sources, step.result}:
-            if last_use.get(tensor, position) == position:
-                live -= bytes_of[tensor]
-    return CellCost(macs, params, peak, shapes[program.output])
+            if source < 2:
+                # An input that is larger than what the cell reads is halved by a factorised reduction.
+                shape = given[source]
+                assert shape is not None
+                halved = key[0] == ALIGN and shape[1:] != size
+                entry = _entry(REDUCE if halved else key[0], shape, channels, 2 if halved else key[1])
+                is_last = is_last and readers[LAST if same else source] == 1
+            elif (found := table.get(key)) is not None:
+                entry = found
+            else:
+                shape = (channels * key[2], *(size if key[3] else output_size))
+                entry = table[key] = _entry(key[0], shape, channels, key[1])
+            macs += entry[0]
+            params += entry[1]
+            extra = entry[4] if is_last else entry[3]
+        if live + extra > peak:
+            peak = live + extra
+        live += made - frees * unit_bytes - frees_wide * wide_bytes
+        for tensor in frees_inputs:
+            name = LAST if same else tensor
+            readers[name] -= 1
+            if not readers[name]:
+                live -= input_bytes[name]
+    if plan.output < 2:
+        shape = given[plan.output]
+        assert shape is not None
+        return CellCost(macs, params, peak, shape)
+    return CellCost(macs, params, peak, (channels * plan.output_width, *(size if plan.output_wide else output_size)))
+
+
+@lru_cache(maxsize=4096)
+def _place(frame: Frame, reduction: bool) -> tuple[dict[Key, Entry], int, int, Shape]:
+    """The costs of operations on tensors made in a cell there (filled as they are met), the bytes of a wide tensor and
+    of another one of the cell's channels, and height and width of the cell's output."""
+    output_size = frame.output_size(reduction)
+    return {}, _bytes((frame.channels, *frame.size)), _bytes((frame.channels, *output_size)), output_size
+
+
+@lru_cache(maxsize=4096)
+def _bytes(shape: Shape | None) -> int:
+    return 0 if shape is None else prod(shape) * BYTES_PER_ELEMENT

@@ -8,7 +8,7 @@ width, a reduction cell halves them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -226,8 +226,19 @@ class DartsSpace(SearchSpace):
 def _edges(kind: str, values: Values, nodes: int) -> list[list[tuple[int, str]]]:
     """For every node its two (source, operation)."""
     table = []
-    for node in range(nodes):
-        sources = [int(source) for source in str(values[f"{kind}_node{node}_inputs"]).split(",")]
-        operations = [str(values[f"{kind}_node{node}_op{edge}"]) for edge in (1, 2)]
-        table.append(list(zip(sources, operations, strict=True)))
-    return table
+    for inputs, first, second in _names(kind, nodes):
+        one, two = _pair(values[inputs])
+        table.append([(one, values[first]), (two, values[second])])
+    return table  # type: ignore[return-value]
+
+
+@cache
+def _names(kind: str, nodes: int) -> list[tuple[str, str, str]]:
+    """Of the choices of every node."""
+    return [tuple(f"{kind}_node{node}_{part}" for part in ("inputs", "op1", "op2")) for node in range(nodes)]  # type: ignore[misc]
+
+
+@cache
+def _pair(inputs: str) -> tuple[int, int]:
+    first, second = inputs.split(",")
+    return int(first), int(second)

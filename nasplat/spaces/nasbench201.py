@@ -134,7 +134,7 @@ class NasBench201Space(SearchSpace):
         return _finish(builder, node, self.problem, taps)
 
     def cost(self, architecture: Architecture) -> Cost:
-        program = self.program(architecture.values)
+        plan = cell_program.plan(self.program(architecture.values))
         stem, shape = self._stem
         macs, params, peak = stem.macs, stem.params, stem.peak_bytes
         channels = self.stack.channels
@@ -146,7 +146,7 @@ class NasBench201Space(SearchSpace):
                 peak = max(peak, reduction.peak_bytes)
             if count:
                 frame = Frame(channels, shape[1:])
-                cell = cell_program.cost(program, None, shape, frame, same=False, keep_last=False)
+                cell = cell_program.cost(plan, None, shape, frame, reduction=False, same=False, keep_last=False)
                 macs, params = macs + count * cell.macs, params + count * cell.params
                 peak = max(peak, cell.peak_bytes)
         head = _head_cost(shape, self.problem)

@@ -115,10 +115,12 @@ def repeatable(device: torch.device, seed: int) -> Iterator[None]:
     Nothing in nasplat draws from them, but a user's dropout or freshly made head does. On CUDA, cuDNN is held to its
     deterministic algorithms: the same seed is to give the same score in every executor.
     """
-    on_cuda = device.type == "cuda"
-    with (
-        torch.random.fork_rng(devices=[device] if on_cuda else []),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True) if on_cuda else nullcontext(),
-    ):
+    cudnn = torch.backends.cudnn
+    before = (cudnn.deterministic, cudnn.benchmark)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        cudnn.deterministic, cudnn.benchmark = True, False
+        try:
+            yield
+        finally:
+            cudnn.deterministic, cudnn.benchmark = before

@@ -57,7 +57,10 @@ def training_loader(
 
     augment = settings.augment
     if augment is None:
-        augment = default_augmentations(settings.objective, dataset.problem.input_shape)
+        named = settings.objective
+        if ":" in named:  # a user's own: what suits those of ours that look at as many views
+            named = "supervised" if objective.views == 1 else "simclr"
+        augment = default_augmentations(named, dataset.problem.input_shape)
     return Loader(
         dataset.train,
         batch_size=settings.batch_size,

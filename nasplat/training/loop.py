@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nasplat.core.architecture import fingerprint
 from nasplat.core.errors import NasplatError, TrialFailed
@@ -22,6 +22,7 @@ from nasplat.training import checkpoint as files
 from nasplat.training.devices import Placement, memory_guard, place, repeatable
 from nasplat.training.objectives import Objective
 from nasplat.training.optimisers import learning_rate, make_optimiser, trainable
+from nasplat.training.step import set_drop_path, training_step
 
 if TYPE_CHECKING:
     from nasplat.data.loader import Batch, Loader
@@ -58,7 +59,7 @@ class TrainResult:
     """What a training leaves beside the trained network.
 
     Args:
-        losses: mean of each epoch, the last of which may be a partial one.
+        losses: mean of each epoch; the last may be partial, and one that `stop` cut short is left out.
         steps: optimiser steps done.
         seconds: of training, those before an interruption included.
         finished: False where `stop` ended it before its budget did.
@@ -113,42 +114,6 @@ def train(
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             run.optimiser.zero_grad(set_to_none=True)
         return TrainResult(tuple(run.losses), run.step, run.seconds(), finished)
-
-
-def training_step(
-    network: nn.Module,
-    objective: Objective,
-    extra: nn.Module | None,
-    batch: Batch,
-    optimiser: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    placement: Placement,
-    clip_norm: float | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """One step of the optimiser. The loss comes back on the device: nothing in here waits for it."""
-    optimiser.zero_grad(set_to_none=True)
-    with placement.autocast():
-        loss = objective.loss(network, extra, batch, generator)
-    if not isinstance(loss, Tensor) or loss.dim():
-        raise NasplatError("the loss of an objective must be one number, a tensor of no dimensions", "take its mean")
-    loss.backward()  # type: ignore[no-untyped-call]
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=True)
-    optimiser.step()
-    return loss.detach()
-
-
-def set_drop_path(network: nn.Module, probability: float, generator: torch.Generator | None) -> None:
-    """Sets the drop path of a network that has one; of others nothing is asked."""
-    current = getattr(network, "drop_path_probability", None)
-    if current is None:
-        return
-    if isinstance(current, Tensor):
-        current.fill_(probability)
-    else:
-        network.drop_path_probability = probability  # type: ignore[assignment]
-    network.drop_path_generator = generator  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,3 +184,10 @@ def test_the_names_that_are_checked_are_those_that_exist() -> None:
     from nasplat.training.objectives import OBJECTIVES
 
     assert set(KNOWN_NAMES["train", "objective"]) == set(OBJECTIVES)
+
+
+def test_the_probes_that_are_checked_are_those_that_exist(tmp_path: Path) -> None:
+    from nasplat.training.evaluate import PROBES
+
+    assert set(KNOWN_NAMES["score", "probe"]) == {"none", *PROBES}
+    assert load_experiment(write(tmp_path, GOOD + "score: {probe: none}\n")).score.probe is None

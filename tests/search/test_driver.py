@@ -232,7 +232,8 @@ from nasplat.search.driver import run_search
 from tests.search.toys import ToySpace, experiment
 if __name__ == "__main__":
     result = run_search(
-        experiment("random", 50, run={{"executor": "processes", "workers": 2}}), Path({str(tmp_path)!r}), ToySpace(),
+        experiment("random", 50, run={{"executor": "processes", "workers": 2}}),
+        RunDirectory(Path({str(tmp_path)!r})), ToySpace(),
         evaluate="tests.search.toys:slow", on_event=lambda event: print(type(event).__name__, flush=True),
     )
     print(result.stopped, [one.state for one in result.history], flush=True)
@@ -249,8 +250,9 @@ if __name__ == "__main__":
         start_new_session=True,
     )
     assert process.stdout is not None
-    while "Progress" not in process.stdout.readline():
-        pass
+    for line in process.stdout:
+        if "Progress" in line:
+            break
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     last = output.splitlines()[-1]

@@ -138,7 +138,7 @@ def suicidal(spec: TrialSpec, on_progress: OnProgress) -> Record:
 def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> None:
     temporary = directory / f".checkpoint.{os.getpid()}"
     temporary.write_text(json.dumps(state))
-    os.replace(temporary, directory / "checkpoint.json")
+    temporary.replace(directory / "checkpoint.json")
 
 
 def stepwise(spec: TrialSpec, on_progress: OnProgress) -> Record:

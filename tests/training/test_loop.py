@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nasplat.core.errors import Infeasible, NasplatError, TrialFailed
 from nasplat.training.devices import place
-from nasplat.training.loop import Progress, TrainResult, train, training_step
+from nasplat.training.loop import Progress, TrainResult, train
 from nasplat.training.objectives import OBJECTIVES, make_objective
 from nasplat.training.optimisers import learning_rate, make_optimiser, trainable
+from nasplat.training.step import training_step
 from tests.training.toys import PROBLEM, UNLABELLED, ToyBatch, ToyLoader, ToyNetwork, same, settings, weights
 
 CPU = torch.device("cpu")

@@ -93,14 +93,16 @@ def test_bank_nce_is_the_published_loss_and_leaves_out_an_images_own_entry() -> 
     query, bank = rng.normal(size=(3, 5)), rng.normal(size=(10, 5))
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)
     own, others = [4, 0, 7], [1, 4, 4, 9, 7, 2]
-    ours = bank_nce(torch.tensor(query), torch.tensor(bank), torch.tensor(own), torch.tensor(others), 0.5)
+    ignored = torch.tensor([[other == index for other in others] for index in own])
+    entries = torch.tensor(bank)
+    ours = bank_nce(torch.tensor(query), entries[own], entries[others], ignored, 0.5)
     assert ours.item() == pytest.approx(plain_bank_nce(query, bank, own, others, 0.5), rel=1e-9)
 
 
 def test_bank_nce_is_finite_where_a_negative_looks_just_like_the_query() -> None:
     bank = torch.eye(4)
     query = bank[1:2].clone().requires_grad_()
-    loss = bank_nce(query, bank, torch.tensor([0]), torch.tensor([1, 2, 3]), 0.01)
+    loss = bank_nce(query, bank[:1], bank[1:], torch.zeros(1, 3, dtype=torch.bool), 0.01)
     loss.backward()
     assert loss.isfinite() and query.grad is not None and query.grad.isfinite().all()
 
@@ -117,15 +119,19 @@ def test_the_memory_moves_half_way_and_only_for_the_images_of_the_batch() -> Non
     before = extra.get_buffer("bank").clone()
     batch = first_batch(2)
     network.eval()  # so that the features can be had a second time
-    objective.loss(network, extra, batch, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    swapped = ToyBatch(batch.views[::-1], batch.labels, batch.indices)
+    expected = torch.zeros(0)
+    for visit, one in enumerate((batch, swapped, batch)):
+        objective.loss(network, extra, one, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        latest = nn.functional.normalize(extra.get_submodule("plain_head")(features(network, one.views[0])), dim=1)
+        expected = nn.functional.normalize(0.5 * expected + 0.5 * latest, dim=1) if visit else latest
+        assert torch.allclose(extra.get_buffer("bank")[batch.indices], expected, atol=1e-6)
     after = extra.get_buffer("bank")
-    plain = nn.functional.normalize(extra.get_submodule("plain_head")(features(network, batch.views[0])), dim=1)
-    expected = nn.functional.normalize(0.5 * before[batch.indices] + 0.5 * plain, dim=1)
-    assert torch.allclose(after[batch.indices], expected, atol=1e-6)
     others = torch.ones(128, dtype=torch.bool)
     others[batch.indices] = False
     assert torch.equal(after[others], before[others])
     assert torch.allclose(after.norm(dim=1), torch.ones(128))
+    assert torch.equal(extra.get_buffer("seen"), ~others)
     with pytest.raises(NasplatError, match="two training images"):
         make_objective(settings(objective="memory_bank"), PROBLEM, 1)
 
@@ -134,9 +140,10 @@ def test_the_memory_moves_half_way_and_only_for_the_images_of_the_batch() -> Non
 def test_contrastive_losses_go_down(name: str) -> None:
     objective = make_objective(settings(objective=name), UNLABELLED, 128)
     loader = ToyLoader(views=2, labelled=False)
-    chosen = settings(objective=name, epochs=20, lr=0.1)
+    chosen = settings(objective=name, epochs=20, lr=0.02)
     result = train(ToyNetwork(dropout=0.0), objective, loader, chosen, device=torch.device("cpu"), seed=0)  # type: ignore[arg-type]
-    assert result.losses[-1] < 0.9 * result.losses[0]
+    # The first epoch of the memory bank meets images that it has not seen yet, and is easier.
+    assert result.losses[-1] < 0.9 * max(result.losses)
 
 
 def test_the_temperature_of_the_settings_comes_first() -> None:

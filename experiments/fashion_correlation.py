@@ -1,0 +1,203 @@
+"""Does a score without labels rank cells as training with labels does? And better than counting parameters?
+
+Random DARTS cells (8 channels, 3 cells) on 10,000 images of Fashion-MNIST, each scored twice by SimCLR with a linear
+probe, and twice by training with labels. Resumable: a score that is there is not made again.
+
+    python experiments/fashion_correlation.py --data DIRECTORY [--workers 2]
+
+writes experiments/fashion_correlation.md. DIRECTORY holds the four IDX files of Fashion-MNIST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nasplat.core.experiment import Experiment
+
+HERE = Path(__file__).resolve().parent
+SPACE = {"family": "darts", "cells": [1, 0, 0], "channels": 8}
+DATA = {"source": "fashion_mnist", "train_size": 12_500, "validation": 0.2}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "simclr": {
+        "train": {"objective": "simclr", "epochs": 1, "batch_size": 128, "optimiser": "adamw", "lr": 3e-3},
+        "score": {"probe": "linear"},
+    },
+    "supervised": {
+        "train": {"objective": "supervised", "epochs": 1, "batch_size": 64, "lr": 0.05},
+        "score": {},
+    },
+}
+
+
+def experiment_of(objective: str, data: Path) -> Experiment:
+    return Experiment(
+        name=f"fashion-{objective}",
+        space=SPACE,
+        data={**DATA, "path": str(data)},
+        run={"device": "cpu"},
+        **OBJECTIVES[objective],
+    )
+
+
+def score(objective: str, number: int, seed: int, data: str, directory: str) -> dict[str, Any]:
+    """The record of one architecture under one objective and one seed."""
+    from nasplat.core.problem import classification
+    from nasplat.search.records import TrialSpec, resolve, run_trial
+    from nasplat.search.seeds import candidate_seed
+    from nasplat.spaces.families import make_space
+
+    experiment = experiment_of(objective, Path(data))
+    space = make_space(SPACE, classification((1, 28, 28), 10))
+    architecture = space.sample(np.random.default_rng([2026, number]))
+    spec = TrialSpec(
+        number,
+        experiment.model_dump(mode="json"),
+        architecture.to_json(),
+        candidate_seed(seed, architecture.digest),
+        str(Path(directory) / f"{objective}-{number:02d}-{seed}"),
+    )
+    record = run_trial(resolve("nasplat.search.evaluate:evaluate"), spec, lambda progress: None)
+    return {"objective": objective, "number": number, "seed": seed, "digest": architecture.digest, **record.to_json()}
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks with ties at their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[inverse]
+
+
+def spearman(one: np.ndarray, two: np.ndarray) -> float:
+    return float(np.corrcoef(ranks(one), ranks(two))[0, 1])
+
+
+def interval(one: np.ndarray, two: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % bootstrap interval over architectures."""
+    draws = [rng.integers(len(one), size=len(one)) for _ in range(2000)]
+    low, high = np.nanpercentile([spearman(one[draw], two[draw]) for draw in draws], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def page(rows: list[dict[str, Any]], architectures: int, seeds: int) -> str:
+    import torch
+
+    table = {(row["objective"], row["number"], row["seed"]): row for row in rows}
+    numbers = [
+        number
+        for number in range(architectures)
+        if all(
+            table[objective, number, seed]["state"] == "complete" for objective in OBJECTIVES for seed in range(seeds)
+        )
+    ]
+    accuracy = {
+        objective: np.array(
+            [[table[objective, number, seed]["metrics"]["accuracy"] for seed in range(seeds)] for number in numbers]
+        )
+        for objective in OBJECTIVES
+    }
+    costs = {
+        name: np.array([table["supervised", number, 0]["metrics"][name] for number in numbers])
+        for name in ("params", "macs")
+    }
+    truth = accuracy["supervised"].mean(1)
+    rng = np.random.default_rng(0)
+    lines = [
+        "# Scoring cells without labels, beside training them with labels",
+        "",
+        f"`python experiments/fashion_correlation.py --data DIRECTORY --architectures {architectures} --seeds {seeds}`",
+        "",
+        f"Fashion-MNIST, {int(DATA['train_size'] * 0.8):,} training and {int(DATA['train_size'] * 0.2):,} validation images; "
+        f"{len(numbers)} random DARTS cells ({SPACE['channels']} channels, cells {SPACE['cells']}: 3 cells), "
+        f"{seeds} seeds each. {platform.machine()}, {os.cpu_count()} cores, one thread a trial; Python "
+        f"{platform.python_version()}, torch {torch.__version__}. "
+        f"{len(rows) - 2 * seeds * len(numbers)} scores belong to architectures that failed and are left out.",
+        "",
+        *(f"- {name}: `{json.dumps(settings)}`" for name, settings in OBJECTIVES.items()),
+        "",
+        "Spearman's ρ with the validation accuracy of training with labels (mean of the seeds), and its 95 % bootstrap "
+        "interval over architectures:",
+        "",
+        "| score | ρ | 95 % interval |",
+        "|---|---|---|",
+    ]
+    predictors = {
+        "SimCLR + linear probe": accuracy["simclr"].mean(1),
+        "parameters": costs["params"],
+        "MACs": costs["macs"],
+    }
+    for name, values in predictors.items():
+        low, high = interval(values, truth, rng)
+        lines.append(f"| {name} | {spearman(values, truth):.3f} | {low:.3f} to {high:.3f} |")
+    draws = [rng.integers(len(numbers), size=len(numbers)) for _ in range(2000)]
+    simclr = predictors["SimCLR + linear probe"]
+    gains = [spearman(simclr[d], truth[d]) - spearman(costs["params"][d], truth[d]) for d in draws]
+    low, high = np.nanpercentile(gains, [2.5, 97.5])
+    ahead = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+    lines += [
+        "",
+        f"SimCLR is **{ahead}** counting parameters: paired difference {np.mean(gains):+.3f} ({low:+.3f} to {high:+.3f}).",
+        "",
+        "What the noise allows, ρ between two seeds of one score: "
+        + ", ".join(
+            f"{name} {spearman(values[:, 0], values[:, 1]):.3f}" for name, values in accuracy.items() if seeds > 1
+        )
+        + ".",
+        "",
+        "| objective | mean accuracy | lowest | highest | spread over architectures | spread over seeds | s a score |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, values in accuracy.items():
+        seconds = np.mean([row["seconds"] for row in rows if row["objective"] == name])
+        lines.append(
+            f"| {name} | {values.mean():.4f} | {values.min():.4f} | {values.max():.4f} | {values.mean(1).std(ddof=1):.4f} "
+            f"| {values.std(1, ddof=1).mean():.4f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/fashion_mnist")
+    parser.add_argument("--run", type=Path, default=HERE.parent / "runs/fashion_correlation")
+    parser.add_argument("--architectures", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    jobs = [
+        (objective, number, seed, str(options.data), str(options.run))
+        for seed in range(options.seeds)
+        for number in range(options.architectures)
+        for objective in OBJECTIVES
+    ]
+    rows = []
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(score, *job) for job in jobs]):
+            row = future.result()
+            rows.append(row)
+            print(
+                len(rows),
+                len(jobs),
+                row["objective"],
+                row["number"],
+                row["seed"],
+                row["state"],
+                row["metrics"] or row["reason"],
+                flush=True,
+            )
+    text = page(rows, options.architectures, options.seeds)
+    (HERE / "fashion_correlation.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A picture of a front as a small SVG: for a README, a run's folder, a page without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, isfinite, log10
+
+from nasplat.artifacts import metric_names
+from nasplat.core.front import Goal, front_indices, losses
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE = (
+    "<style>.fp-paper{fill:#ffffff}.fp-ink{fill:#1d2530}.fp-soft{fill:#64707f}.fp-grid{stroke:#e6e9ee}"
+    ".fp-dot{fill:#9aa5b4}.fp-front{fill:#2f6fde}.fp-line,.fp-bar{stroke:#2f6fde}.fp-ring{stroke:#ffffff}"
+    "@media (prefers-color-scheme: dark){.fp-paper{fill:#12161d}.fp-ink{fill:#e4e8ee}.fp-soft{fill:#98a3b3}"
+    ".fp-grid{stroke:#262d38}.fp-dot{fill:#66717f}.fp-front{fill:#6ea0ff}.fp-line,.fp-bar{stroke:#6ea0ff}"
+    ".fp-ring{stroke:#12161d}}</style>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePoint:
+    """A candidate: its values on the two axes, and the interval of its confirmation on the vertical one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Maps values to pixels, by their logarithm where they span more than a factor of 20."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (log10(each) if self.log else each for each in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+
+def front_svg(
+    points: Sequence[PicturePoint], x: Goal, y: Goal, *, title: str = "", width: int = 760, height: int = 440
+) -> str:
+    """All candidates as dots, the Pareto front of the two axes as a line in steps, intervals as bars.
+
+    Args:
+        points: of the candidates that were measured on both axes.
+        x, y: the metrics of the axes, and which way is better.
+        title: above the picture.
+        width, height: in pixels.
+    """
+    points = [point for point in points if isfinite(point.x) and isfinite(point.y)]
+    left, right, top, bottom = 74.0, width - 24.0, 54.0 if title else 24.0, height - 54.0
+    across = _axis([point.x for point in points], left, right)
+    heights = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
+    up = _axis(heights, bottom, top)
+    matrix = losses(
+        [{"x": point.x, "y": point.y} for point in points], (Goal("x", x.direction), Goal("y", y.direction))
+    )
+    best = sorted(front_indices(matrix), key=lambda index: (points[index].x, points[index].y))
+    parts = [_STYLE, f'<rect class="fp-paper" width="{width}" height="{height}" rx="8"/>']
+    if title:
+        parts.append(_text(left, 30, title, 'class="fp-ink" font-size="16" font-weight="600"'))
+    for value in _ticks(across):
+        at = across(value)
+        parts.append(f'<line class="fp-grid" x1="{at:.1f}" y1="{top:g}" x2="{at:.1f}" y2="{bottom:g}"/>')
+        parts.append(_text(at, bottom + 18, _short(x.metric, value), 'class="fp-soft" text-anchor="middle"'))
+    for value in _ticks(up):
+        at = up(value)
+        parts.append(f'<line class="fp-grid" x1="{left:g}" y1="{at:.1f}" x2="{right:g}" y2="{at:.1f}"/>')
+        parts.append(_text(left - 8, at + 4, _short(y.metric, value), 'class="fp-soft" text-anchor="end"'))
+    middle = 'class="fp-ink" text-anchor="middle" font-size="13"'
+    parts.append(_text((left + right) / 2, height - 14, metric_names.label(x.metric), middle))
+    turned = f'{middle} transform="rotate(-90 18 {(top + bottom) / 2:g})"'
+    parts.append(_text(18, (top + bottom) / 2, metric_names.label(y.metric), turned))
+    if len(best) > 1:
+        route = _steps([(across(points[index].x), up(points[index].y)) for index in best], x)
+        parts.append(f'<path class="fp-line" d="{route}" fill="none" stroke-width="2" stroke-opacity=".55"/>')
+    on_front = set(best)
+    for index in sorted(range(len(points)), key=lambda index: index in on_front):
+        parts.append(_dot(points[index], across, up, index in on_front))
+    summary = f"{metric_names.label(y.metric)} against {metric_names.label(x.metric)}, {len(points)} networks"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'role="img" font-family="{_FONT}" font-size="12"><title>{escape(summary)}</title>{"".join(parts)}</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, attributes: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
+
+
+def _dot(point: PicturePoint, across: _Axis, up: _Axis, on_front: bool) -> str:
+    x, y = across(point.x), up(point.y)
+    bar = ""
+    if point.low is not None and point.high is not None:
+        low, high = up(point.low), up(point.high)
+        bar = (
+            f'<path class="fp-bar" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8" '
+            'fill="none" stroke-width="1.5"/>'
+        )
+    if on_front:
+        return f'{bar}<circle class="fp-front fp-ring" cx="{x:.1f}" cy="{y:.1f}" r="5.5" stroke-width="1.5"/>'
+    return f'{bar}<circle class="fp-dot" cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill-opacity=".75"/>'
+
+
+def _steps(points: Sequence[tuple[float, float]], x: Goal) -> str:
+    """Where the front's guarantee ends: a candidate of one cost is there for every larger budget."""
+    path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for next_x, next_y in points[1:]:
+        path += f"H{next_x:.1f}V{next_y:.1f}" if x.direction == "minimize" else f"V{next_y:.1f}H{next_x:.1f}"
+    return path
+
+
+def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    log = low > 0 and high / low > 20
+    if log:
+        margin = (high / low) ** 0.06
+        return _Axis(low / margin, high * margin, start, end, True)
+    margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    return _Axis(low - margin, high + margin, start, end, False)
+
+
+def _ticks(axis: _Axis) -> list[float]:
+    """Round numbers within the axis: 1, 2 and 5 times powers of ten, four to eight of them."""
+    if axis.log:
+        powers = range(floor(log10(axis.low)), ceil(log10(axis.high)) + 1)
+        factors = (1, 2, 5) if len(powers) < 5 else (1,)
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+    else:
+        rough = (axis.high - axis.low) / 5
+        unit = 10.0 ** floor(log10(rough))
+        step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
+        ticks = [index * step for index in range(ceil(axis.low / step), floor(axis.high / step) + 1)]
+    return [tick for tick in ticks if axis.low <= tick <= axis.high]
+
+
+def _short(metric: str, value: float) -> str:
+    """A tick's number, without zeros that say nothing."""
+    if metric_names.unit(metric) == "percent":
+        return f"{round(100 * value, 4):g} %"
+    number, _, suffix = metric_names.text(metric, value).partition(" ")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
+    return f"{number} {suffix}".strip()

@@ -1,0 +1,259 @@
+"""One self-contained page about a run: it opens anywhere, and asks the network for nothing.
+
+The page carries plotly.js, its data, and a content policy under which a browser refuses any request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from math import isfinite, nan
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from nasplat.artifacts import metric_names
+from nasplat.artifacts.files import write_text
+from nasplat.core.drawing import Drawing
+from nasplat.core.front import Direction, Goal, front_indices, hypervolume, losses
+
+_HYPERVOLUME_GOALS = 3  # more make it slow, and say little
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What a confirmation found for one metric: mean over new seeds, and an interval."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTrial:
+    """One trial, however it ended: `complete`, `infeasible`, `failed`, `running` or `repeat`."""
+
+    number: int
+    digest: str
+    state: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FrontMember:
+    """One architecture of the front.
+
+    Args:
+        rank: 1 is the best on the first goal.
+        digest: of the architecture.
+        trial: its number.
+        metrics: as in the trial.
+        drawings: by name, such as `normal` and `reduction`.
+        values: the choices.
+        files: what to call a file, and its path relative to the page.
+    """
+
+    rank: int
+    digest: str
+    trial: int
+    metrics: Mapping[str, float]
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """All that the page tells.
+
+    Args:
+        name: of the experiment.
+        goals: the axes of the search.
+        trials: all of them, by number.
+        front: the Pareto front, by rank.
+        intervals: of confirmed architectures: digest -> metric -> interval.
+        experiment: the resolved experiment as plain data.
+        versions, machine: as `nasplat.artifacts.environment` tells them.
+        status: one sentence: finished, running, interrupted.
+        seconds: wall time of the search.
+        made: when, in any words.
+        notes: sentences that a reader should know first.
+        confirmed: a picture (SVG) of the architectures that were trained again, with error bars.
+    """
+
+    name: str
+    goals: Sequence[Goal]
+    trials: Sequence[ReportTrial]
+    front: Sequence[FrontMember] = ()
+    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    experiment: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+    status: str = ""
+    seconds: float = 0.0
+    made: str = ""
+    notes: Sequence[str] = ()
+    confirmed: str = ""
+
+    @property
+    def complete(self) -> list[ReportTrial]:
+        """Trials that were evaluated and have a finite value for every goal."""
+        return [
+            trial
+            for trial in self.trials
+            if trial.state == "complete" and all(isfinite(trial.metrics.get(goal.metric, nan)) for goal in self.goals)
+        ]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that some candidate has: the goals first, then the others as they come."""
+        names = [goal.metric for goal in self.goals]
+        names += [name for trial in self.trials if trial.state == "complete" for name in trial.metrics]
+        names += [name for intervals in self.intervals.values() for name in intervals]
+        return list(dict.fromkeys(names))
+
+    def direction(self, metric: str) -> Direction:
+        """Which way is better: as the goals say; of others a share is better when larger, all else when smaller."""
+        for goal in self.goals:
+            if goal.metric == metric:
+                return goal.direction
+        return "maximize" if metric_names.unit(metric) == "percent" else "minimize"
+
+
+def write_report(data: ReportData, path: Path | str) -> None:
+    """Writes the page, whole or not at all; about 5 MB, nearly all of it plotly.js.
+
+    Raises:
+        NasplatError: the disk is full or cannot be written to.
+    """
+    write_text(Path(path), render(data))
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    from nasplat.artifacts.report_html import body, title
+
+    page = files("nasplat.artifacts") / "page"
+    return Template((page / "report.html").read_text(encoding="utf-8")).substitute(
+        title=title(data),
+        css=(page / "report.css").read_text(encoding="utf-8"),
+        body=body(data),
+        data=_for_script(_page_data(data)),
+        plotly=_plotly() if data.complete else "",
+        script=(page / "report.js").read_text(encoding="utf-8"),
+    )
+
+
+def best_so_far(data: ReportData) -> list[tuple[int, float]]:
+    """Trial number and the best value of the first goal by then, wherever it improved, and at the end."""
+    goal = data.goals[0]
+    better = max if goal.direction == "maximize" else min
+    curve: list[tuple[int, float]] = []
+    for trial in data.complete:
+        value = trial.metrics[goal.metric]
+        best = better(value, curve[-1][1]) if curve else value
+        if not curve or best != curve[-1][1] or trial is data.complete[-1]:
+            curve.append((trial.number, best))
+    return curve
+
+
+def hypervolume_curve(data: ReportData) -> list[tuple[int, float]]:
+    """Trial number and the share of the volume that is dominated by then, between the best and worst of all trials.
+
+    Every goal (the first three) is scaled to 0..1 over all trials, by its logarithm where it is positive and spans more
+    than a factor of 20; the reference point lies at 1.1.
+    """
+    goals = list(data.goals)[:_HYPERVOLUME_GOALS]
+    complete = data.complete
+    if len(goals) < 2 or len(complete) < 2:
+        return []
+    raw = losses([trial.metrics for trial in complete], goals)
+    for column in raw.T:
+        if column.min() > 0 and column.max() > 20 * column.min():
+            column[:] = np.log(column)
+    span = raw.max(axis=0) - raw.min(axis=0)
+    scaled = (raw - raw.min(axis=0)) / np.where(span > 0, span, 1.0)
+    reference = [1.1] * len(goals)
+    curve: list[tuple[int, float]] = []
+    kept = np.empty((0, len(goals)))
+    for trial, row in zip(complete, scaled, strict=True):
+        dominated = len(kept) and bool((kept <= row).all(axis=1).any())
+        if not dominated:
+            together = np.vstack([kept, row])
+            kept = together[front_indices(together)]
+            curve.append((trial.number, hypervolume(kept, reference) / 1.1 ** len(goals)))
+        elif trial is complete[-1]:
+            curve.append((trial.number, curve[-1][1]))
+    return curve
+
+
+def _page_data(data: ReportData) -> dict[str, Any]:
+    """What the page's script reads."""
+    on_front = {member.digest for member in data.front}
+    intervals = {
+        digest: {
+            name: {
+                "mean": each.mean,
+                "low": each.low if isfinite(each.low) else each.mean,
+                "high": each.high if isfinite(each.high) else each.mean,
+                "seeds": each.seeds,
+                "text": interval_text(name, each),
+            }
+            for name, each in found.items()
+            if isfinite(each.mean)
+        }
+        for digest, found in data.intervals.items()
+    }
+    return {
+        "name": data.name,
+        "goals": [{"metric": goal.metric, "direction": goal.direction} for goal in data.goals],
+        "metrics": [
+            {
+                "name": name,
+                "label": metric_names.label(name),
+                "unit": metric_names.unit(name),
+                "direction": data.direction(name),
+            }
+            for name in data.metrics
+        ],
+        "trials": [
+            {
+                "number": trial.number,
+                "digest": trial.digest,
+                "state": trial.state,
+                "front": trial.state == "complete" and trial.digest in on_front,
+                "metrics": {name: value for name, value in trial.metrics.items() if isfinite(value)},
+                "text": {name: metric_names.text(name, value) for name, value in trial.metrics.items()},
+            }
+            for trial in data.trials
+        ],
+        "intervals": intervals,
+        "best": best_so_far(data),
+        "hypervolume": hypervolume_curve(data),
+    }
+
+
+def interval_text(metric: str, interval: Interval) -> str:
+    """A mean with its interval, as people read it."""
+    mean, low, high = (metric_names.text(metric, value) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]" if isfinite(interval.low) and isfinite(interval.high) else mean
+
+
+def _for_script(content: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script

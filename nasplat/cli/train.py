@@ -1,0 +1,151 @@
+"""`nasplat train`: the best of a front, trained from scratch on the full schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nasplat.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nasplat.jobs.confirmation import Confirmation, Estimate
+    from nasplat.search.records import Record
+
+
+def train(
+    run: Annotated[Path, typer.Argument(help="The run directory, such as runs/quickstart.")],
+    top: Annotated[int, typer.Option(min=1, help="How many of the front, best on the first goal first.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Trainings of each, with new seeds; 3 or more give an interval.")
+    ] = 1,
+    architectures: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="ARCH", help="These instead, by trial number or digest.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For instance --set final.train.epochs=100")
+    ] = None,
+) -> None:
+    """Train the best architectures of a front from scratch, on training and validation images, and score them on test.
+
+    What differs from the search stands in the section final of the experiment: more epochs, larger networks. Can be
+    interrupted; the same command goes on. With more seeds the front gets 95 % intervals.
+    """
+    from rich.console import Console
+
+    from nasplat.jobs.train import Watcher
+    from nasplat.jobs.train import train as run_training
+
+    console = Console(highlight=False)
+    view = _View(console)
+    with view:
+        found, confirmation, paths = run_training(
+            run,
+            architectures or (),
+            top=top,
+            seeds=seeds,
+            overrides=changes or (),
+            watcher=Watcher(view.on_start, view.on_progress, view.on_finished),
+        )
+    measured = {one.number: one.metrics for one in found.candidates}
+    print_table(console, _table(confirmation, measured))
+    for row in confirmation.rows:
+        for reason in row.failures:
+            console.print(f"trial {row.trial}: a training failed: {reason}", style="yellow", soft_wrap=True)
+    console.print()
+    for name, path in paths.items():
+        console.print(f"{name:<8} {path}", soft_wrap=True)
+    console.print(f"{'go on':<8} nasplat export {run} --final --top {len(confirmation.rows)}", soft_wrap=True)
+
+
+def _table(confirmation: Confirmation, measured: Mapping[int, Mapping[str, float]]) -> Table:
+    from rich.table import Table
+
+    from nasplat.artifacts.metric_names import label, text
+
+    table = Table(title="trained again", title_justify="left", title_style="bold", box=None, header_style="dim")
+    metrics = list(dict.fromkeys(name for row in confirmation.rows for name in row.metrics))
+    searched = {name: name.removeprefix("test_") for name in metrics}
+    table.add_column("trial", justify="right")
+    table.add_column("seeds", justify="right")
+    for name in metrics:
+        table.add_column(label(name), justify="right")
+        if name != searched[name]:
+            table.add_column("in the search", justify="right", style="dim")
+    for name in ("macs", "params"):
+        table.add_column(label(name), justify="right")
+    for row in confirmation.rows:
+        cells = []
+        for name in metrics:
+            cells.append(_interval(name, row.metrics[name]) if name in row.metrics else "failed")
+            if name != searched[name]:
+                before = measured.get(row.trial, {}).get(searched[name])
+                cells.append(text(searched[name], before) if before is not None else "")
+        costs = [text(name, row.costs[name]) for name in ("macs", "params")]
+        table.add_row(str(row.trial), str(len(row.seeds)), *cells, *costs)
+    return table
+
+
+def _interval(name: str, found: Estimate) -> str:
+    from nasplat.artifacts.metric_names import text
+
+    if found.low is None or found.high is None:
+        return text(name, found.mean)
+    return f"{text(name, found.mean)} [{text(name, found.low)} … {text(name, found.high)}]"
+
+
+class _View:
+    """A bar over all trainings with the time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = console
+        self._shares: dict[int, float] = {}
+        self._total = self._done = 0
+        self._said = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(32),
+            TextColumn("{task.fields[done]}/{task.total:.0f} networks"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[now]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_start(self, total: int, done: int) -> None:
+        self._total, self._done = total, done
+        self._progress.add_task("", total=total, completed=done, done=done, now="")
+        if done:
+            self._console.print(f"{done} of {total} trainings were done before")
+
+    def on_progress(self, number: int, fields: Mapping[str, Any]) -> None:
+        self._shares[number] = float(fields.get("share") or 0.0)
+        self._update(f"loss {fields['loss']:.2f}" if fields.get("loss") is not None else "")
+
+    def on_finished(self, number: int, record: Record) -> None:
+        self._shares.pop(number, None)
+        self._done += 1
+        self._update("")
+
+    def _update(self, now: str) -> None:
+        if self._progress.tasks:
+            completed = self._done + sum(self._shares.values())
+            self._progress.update(self._progress.tasks[0].id, completed=completed, done=self._done, now=now)
+        if not self._console.is_terminal and time.monotonic() - self._said > 15:
+            self._said = time.monotonic()
+            self._console.print(f"{self._done} of {self._total} trainings done")

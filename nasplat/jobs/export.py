@@ -1,0 +1,173 @@
+"""Networks of a run as files that load without nasplat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nasplat.artifacts.run_directory import short
+from nasplat.core.errors import NasplatError
+from nasplat.core.space import SearchSpace
+from nasplat.jobs.confirmation import read_confirmation
+from nasplat.jobs.experiment import to_plain
+from nasplat.jobs.runs import Candidate, Run, is_run, open_run
+
+if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
+
+FORMATS = ("safetensors", "onnx", "torch_export")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A trained network to export: where its weights are, and what its card says."""
+
+    candidate: Candidate
+    space: SearchSpace
+    weights: Path
+    digest: str
+    metrics: dict[str, float]
+    training: dict[str, object]
+    seed: int | None
+    note: str
+
+
+def export(
+    target: Path,
+    *,
+    top: int = 1,
+    formats: Sequence[str] = FORMATS,
+    final: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Path]:
+    """Exports the best of a run's front, or one architecture of it.
+
+    Args:
+        target: a run, or RUN/ARCH with the number of a trial or the first letters of a digest.
+        top: of a run: how many, the best on the first goal first.
+        formats: of `FORMATS`; architecture.json and the model card are always written.
+        final: the networks that `nasplat train` trained on the full schedule, in place of those of the search.
+
+    Returns:
+        The folder of every exported network.
+
+    Raises:
+        NasplatError: no such run or architecture, weights that were not kept, or a file that does not compute what
+            the network does.
+    """
+    if is_run(target):
+        run = open_run(target)
+        chosen: Sequence[Candidate] = _confirmed(run) if final else run.front
+        if not chosen:
+            raise NasplatError(f"{target} has no front yet", "nasplat status tells how far its search is")
+        return export_candidates(run, chosen[:top], formats=formats, final=final, say=say)
+    if is_run(target.parent):
+        run = open_run(target.parent)
+        return export_candidates(run, [run.candidate(target.name)], formats=formats, final=final, say=say)
+    raise NasplatError(
+        f"{target} is neither a run nor an architecture of one", "for instance runs/quickstart, or runs/quickstart/7"
+    )
+
+
+def export_candidates(
+    run: Run,
+    candidates: Sequence[Candidate],
+    *,
+    formats: Sequence[str] = FORMATS,
+    final: bool = False,
+    dataset: Dataset | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Path]:
+    """Exports candidates of a run into its folder exports/; see `export`."""
+    from nasplat.artifacts.environment import versions
+    from nasplat.artifacts.export import export as write
+    from nasplat.artifacts.model_card import ModelCard
+    from nasplat.artifacts.weights import load_into
+    from nasplat.search.evaluate import load_data
+
+    dataset = dataset or load_data(run.experiment.data)
+    folders = []
+    for candidate in candidates:
+        source = _trained(run, candidate) if final else _searched(run, candidate)
+        architecture = source.space.canonical(candidate.architecture.values)
+        network = source.space.build(architecture)
+        load_into(network, source.weights, source.digest)
+        name = f"{candidate.name}-final" if final else candidate.name
+        card = ModelCard(
+            name=run.experiment.name,
+            data={
+                "source": run.experiment.data.source,
+                "training images": len(dataset.train),
+                "validation images": len(dataset.validation),
+                "test images": len(dataset.test),
+                "fingerprint": short(dataset.fingerprint),
+            },
+            seed=source.seed,
+            cost=source.space.cost(architecture),
+            metrics={key: value for key, value in source.metrics.items() if key not in _COSTS},
+            versions=versions(),
+            space={key: value for key, value in source.space.identity.items() if key != "problem"},
+            training=source.training,
+            mean=dataset.mean,
+            std=dataset.std,
+            classes=dataset.classes,
+            notes=(source.note,),
+        )
+        outputs = tuple(output.name for output in run.space.problem.outputs)
+        say(f"exporting {name}")
+        folder = run.files.exports / name
+        write(network, architecture, run.space.problem.input_shape, folder, formats, card, outputs)
+        folders.append(folder)
+    return folders
+
+
+_COSTS = ("macs", "params", "peak_bytes")
+
+
+def _searched(run: Run, candidate: Candidate) -> _Source:
+    from nasplat.search.seeds import candidate_seed
+
+    return _Source(
+        candidate=candidate,
+        space=run.space,
+        weights=candidate.folder.weights,
+        digest=candidate.architecture.digest,
+        metrics=dict(candidate.metrics),
+        training=to_plain(run.experiment)["train"],
+        seed=candidate_seed(run.experiment.search.seed, candidate.architecture.digest),
+        note="The weights are those of the search: a short training, scored on validation images, by which it was "
+        "chosen. `nasplat train` trains it on the full schedule and scores it on test images.",
+    )
+
+
+def _trained(run: Run, candidate: Candidate) -> _Source:
+    from nasplat.spaces.families import make_space
+
+    confirmation = read_confirmation(run.files)
+    rows = [row for row in confirmation.rows if row.digest == candidate.architecture.digest] if confirmation else []
+    if confirmation is None or not rows or not rows[0].weights:
+        raise NasplatError(
+            f"{candidate.name} was not trained on the full schedule",
+            f"nasplat train {run.directory} --arch {candidate.number}, then export again",
+        )
+    row = rows[0]
+    return _Source(
+        candidate=candidate,
+        space=make_space(confirmation.settings["space"], run.space.problem),
+        weights=run.directory / row.weights,
+        digest=row.final_digest,
+        metrics={name: one.mean for name, one in row.metrics.items()},
+        training=dict(confirmation.settings["train"]),
+        seed=row.seeds[0],
+        note=f"Trained on training and validation images. The metrics are means over {len(row.seeds)} seeds, measured "
+        "on test images; the weights are those of the first seed.",
+    )
+
+
+def _confirmed(run: Run) -> list[Candidate]:
+    confirmation = read_confirmation(run.files)
+    if confirmation is None:
+        raise NasplatError(f"{run.directory} holds no full training yet", f"nasplat train {run.directory}")
+    return [run.candidate(str(row.trial)) for row in confirmation.rows if row.weights]

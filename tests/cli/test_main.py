@@ -1,0 +1,137 @@
+"""The command line as a person meets it: what it prints, what it refuses, how it ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nasplat.cli.main import main
+from tests.jobs.small import EXPERIMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Shell:
+    """Runs commands in this process, in a folder with a small experiment; `code` is the last exit status."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.code: object = None
+        self.error = ""
+
+    def __call__(self, line: str) -> str:
+        self.monkeypatch.setattr(sys, "argv", ["nasplat", *line.split()])
+        try:
+            main()
+            self.code = 0
+        except SystemExit as end:
+            self.code = end.code or 0
+        out, self.error = self.capsys.readouterr()
+        return out
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    (tmp_path / "small.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return Shell(monkeypatch, capsys)
+
+
+def test_from_search_to_export(shell: Shell) -> None:
+    """The way of the README: search, look, train again, export."""
+    out = shell("search small.yaml --export none")
+    assert shell.code == 0, shell.error
+    assert "front of 4 candidates" in out and "Accuracy" in out and "MACs" in out and "Parameters" in out
+    assert "runs/small/report.html" in out and "runs/small/front.csv" in out
+    number = re.search(r"^\s*(\d+) .* %", out, re.MULTILINE)
+    assert number
+
+    assert "done: 4 of 4" in shell("status runs/small")
+    out = shell("train runs/small --top 1 --seeds 2")
+    assert shell.code == 0, shell.error
+    assert "Test accuracy" in out and "…" in out and "runs/small/confirmation.csv" in out
+    out = shell(f"export runs/small/{number[1]} --format onnx")
+    assert "model.onnx" in out and shell.code == 0
+    out = shell("report runs/small --svg picture.svg")
+    assert Path("picture.svg").read_text().startswith("<svg") and "report.html" in out
+    out = shell(f"profile runs/small/{number[1]}")
+    assert "FlopCounterMode" in out and "counts batch norm" in out
+
+    shell("search small.yaml")
+    assert shell.code == 2 and "holds a search already" in shell.error
+    out = shell("search runs/small --resume --trials 5 --export none")
+    assert "front of 5 candidates" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "advice"),
+    [
+        ("search smal.yaml", "there is no file smal.yaml", "did you mean 'small.yaml'?"),
+        ("search small.yaml --set train.epoch=2", "section train has no key 'epoch'", "did you mean 'epochs'?"),
+        ("search small.yaml --set data.source=digitz", "there is no source 'digitz'", "did you mean digits?"),
+        ("search small.yaml --set data.path=nowhere", "there is no nowhere", "looked for"),
+        ("search small.yaml --set run.device=tpu", "device", "cpu"),
+        ("search small.yaml --set train.objective=nothing:here", "no module 'nothing'", "current folder"),
+        ("status runs/none", "there is no run directory runs/none", "nasplat search"),
+        ("train runs/none", "there is no run directory runs/none", "nasplat search"),
+        ("report runs/none", "there is no run directory runs/none", "nasplat search"),
+        ("export runs/none", "neither a run nor an architecture", "runs/quickstart"),
+        ("profile rsnet18", "there is no model 'rsnet18'", "did you mean 'resnet18'?"),
+        ("spaces dartz", "there is no file dartz", "holds small.yaml"),
+    ],
+)
+def test_a_mistake_is_two_lines_and_no_traceback(shell: Shell, line: str, wrong: str, advice: str) -> None:
+    shell(line)
+    assert shell.code == 2
+    first, *rest = shell.error.strip().splitlines()
+    assert first.startswith("error: ") and wrong in first
+    assert len(rest) == 1 and advice in rest[0]
+    assert "Traceback" not in shell.error
+
+
+def test_debug_shows_the_traceback(shell: Shell) -> None:
+    from nasplat.core.errors import NasplatError
+
+    with pytest.raises(NasplatError):
+        shell("status runs/none --debug")
+
+
+def test_a_fault_in_the_users_code_is_one_line_with_a_hint(shell: Shell) -> None:
+    Path("faulty_code.py").write_text("raise ZeroDivisionError('oh')\n")
+    shell("profile faulty_code:network")
+    assert shell.code == 1
+    assert "ZeroDivisionError: oh" in shell.error and "--debug" in shell.error
+
+
+def test_looking_around(shell: Shell) -> None:
+    assert "darts" in shell("spaces")
+    out = shell("spaces nasbench201 --svg cell.svg")
+    assert "15,625" in out and Path("cell.svg").exists()
+    assert "ok" in shell("doctor") and shell.code == 0
+    assert '"$schema"' in shell("schema")
+    shell("schema -o here.json")
+    assert Path("here.json").exists()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", shell("--version").strip())
+
+
+def test_ctrl_c_once_finishes_the_trials_that_run_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("steps: 3", "steps: 30").replace("trials: 4", "trials: 400")
+    (tmp_path / "small.yaml").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nasplat", "search", "small.yaml", "--export", "none"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/small/trials/*/record.json"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "Ctrl-C again to stop now" in out
+    assert "interrupted: " in out and "unfinished" not in out
+    assert "nasplat search runs/small --resume" in out

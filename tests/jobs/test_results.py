@@ -1,0 +1,101 @@
+"""What is asked of a run afterwards: its state, its report, exports, and the costs of its networks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nasplat.core.errors import NasplatError
+from nasplat.jobs.export import export
+from nasplat.jobs.profile import parse_shape, profile_model
+from nasplat.jobs.report import write_results
+from nasplat.jobs.runs import open_run
+from nasplat.jobs.status import status
+
+
+def test_an_export_runs_without_nasplat(run: Path) -> None:
+    import onnxruntime
+
+    found = open_run(run)
+    (folder,) = export(run, formats=("onnx",))
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((5, 1, 8, 8), np.float32)})
+    assert logits.shape == (5, 10)
+    assert json.loads((folder / "architecture.json").read_text())["digest"] == found.front[0].architecture.digest
+
+
+def test_one_architecture_is_exported_by_number_or_digest(run: Path) -> None:
+    best = open_run(run).front[0]
+    for name in (str(best.number), best.architecture.digest[:6], best.name):
+        (folder,) = export(run / name, formats=("safetensors",))
+        assert folder.name == best.name
+
+
+def test_what_cannot_be_exported_says_why(run: Path) -> None:
+    found = open_run(run)
+    with pytest.raises(NasplatError, match="no evaluated architecture '99'"):
+        export(run / "99")
+    with pytest.raises(NasplatError, match="neither a run nor an architecture"):
+        export(run.parent / "nothing")
+    with pytest.raises(NasplatError, match="unknown export format"):
+        export(run, formats=("pickle",))
+    dominated = [one for one in found.candidates if one not in found.front]
+    for one in dominated[:1]:
+        with pytest.raises(NasplatError) as caught:
+            export(run / str(one.number))
+        assert "nasplat train" in caught.value.advice
+
+
+def test_a_damaged_run_is_answered_in_words(run: Path) -> None:
+    with pytest.raises(NasplatError, match="no run directory"):
+        open_run(run.parent / "elsewhere")
+    (run / "study.journal").write_text("nonsense\n")
+    with pytest.raises(NasplatError):
+        open_run(run)
+
+
+def test_status_tells_done_from_dead(run: Path) -> None:
+    found = status(run)
+    assert found.done and found.process is None
+    assert found.summary == "done: 4 of 4 architectures evaluated"
+    text = (run / "experiment.yaml").read_text()
+    (run / "experiment.yaml").write_text(text.replace("trials: 4", "trials: 9"))
+    assert status(run).summary == "stopped: 4 of 9 architectures evaluated"
+
+
+def test_a_moved_run_is_still_a_run(run: Path, tmp_path: Path) -> None:
+    moved = run.rename(tmp_path / "moved elsewhere")
+    assert len(open_run(moved).candidates) == 4
+    assert write_results(open_run(moved))["report"].exists()
+
+
+def test_the_report_asks_the_network_for_nothing(run: Path) -> None:
+    page = write_results(open_run(run))["report"].read_text()
+    assert 'src="http' not in page and '<link rel="stylesheet" href="http' not in page
+
+
+def test_profile_takes_a_run_a_function_or_a_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = open_run(run).front[0]
+    title, found = profile_model(str(run / str(best.number)), None)
+    assert best.name in title and "1×8×8" in title
+    assert (found.cost.macs, found.cost.params) == (best.metrics["macs"], best.metrics["params"])
+    (tmp_path / "mine_to_profile.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Conv2d(3, 4, 1)\ndef no():\n    return 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert profile_model("mine_to_profile:net", (3, 2, 2))[1].cost.macs == 48
+    with pytest.raises(NasplatError, match="returned a int"):
+        profile_model("mine_to_profile:no", None)
+    with pytest.raises(NasplatError, match="no model") as caught:
+        profile_model("resnet81", None)
+    assert "did you mean" in caught.value.advice
+    with pytest.raises(NasplatError, match="which of its architectures"):
+        profile_model(str(run), None)
+
+
+@pytest.mark.parametrize("text", ["3", "3,4", "a,b,c", "3,0,4"])
+def test_a_wrong_input_shape_is_refused(text: str) -> None:
+    with pytest.raises(NasplatError, match="input shape"):
+        parse_shape(text)
+    assert parse_shape("3x32x32") == parse_shape("3,32,32") == (3, 32, 32)

@@ -1,0 +1,94 @@
+"""The whole of a search: what it leaves, how it goes on, what it refuses."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from nasplat.core.errors import NasplatError
+from nasplat.jobs.runs import open_run
+from nasplat.jobs.search import prepare
+from tests.jobs.small import EXPERIMENT, search, write
+
+
+def test_a_search_leaves_a_front_a_report_and_weights_of_the_front_only(tmp_path: Path) -> None:
+    outcome = search(tmp_path, export="best")
+    run = open_run(tmp_path / "run")
+    assert outcome.complete == len(run.candidates) == 4
+    assert [score.notes["number"] for score in outcome.front] == [one.number for one in run.front]
+    on_front = {one.number for one in run.front}
+    for candidate in run.candidates:
+        assert candidate.folder.weights.exists() == (candidate.number in on_front)
+        assert candidate.folder.architecture.exists() and candidate.folder.record.exists()
+    with (tmp_path / "run/front.csv").open() as file:
+        assert [int(row["trial"]) for row in csv.DictReader(file)] == [one.number for one in run.front]
+    assert (tmp_path / "run/front/front.svg").exists() or len(run.goals) < 2
+    assert (tmp_path / "run/report.html").exists()
+    assert {path.name for path in outcome.paths["export"].iterdir()} >= {"model.onnx", "README.md", "architecture.json"}
+
+
+def test_a_run_is_not_overwritten_but_extended_with_resume(tmp_path: Path) -> None:
+    search(tmp_path)
+    before = open_run(tmp_path / "run")
+    with pytest.raises(NasplatError, match="holds a search already") as caught:
+        prepare(write(tmp_path), tmp_path / "run")
+    assert "--resume" in caught.value.advice and "--run" in caught.value.advice
+    outcome = search(tmp_path, "search.trials=6", resume=True)
+    after = open_run(tmp_path / "run")
+    assert outcome.complete == 6
+    assert [one.architecture for one in after.candidates[:4]] == [one.architecture for one in before.candidates]
+    assert after.experiment.search.trials == 6
+
+
+def test_a_run_directory_is_enough_to_go_on(tmp_path: Path) -> None:
+    search(tmp_path)
+    (tmp_path / "small.yaml").unlink()
+    prepared = prepare(tmp_path / "run", None, resume=True, overrides=["search.trials=5"])
+    assert prepared.directory == tmp_path / "run"
+    assert prepared.experiment.search.trials == 5
+
+
+def test_another_experiment_is_refused_and_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    search(tmp_path)
+    before = (tmp_path / "run/experiment.yaml").read_text()
+    with pytest.raises(NasplatError, match="another"):
+        search(tmp_path, "train.lr=0.5", "search.trials=9", resume=True)
+    with pytest.raises(NasplatError, match="another"):
+        search(tmp_path, "space.channels=8", "search.trials=9", resume=True)
+    assert (tmp_path / "run/experiment.yaml").read_text() == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").write_bytes(b"")
+    with pytest.raises(NasplatError, match="holds other files"):
+        prepare(write(tmp_path), tmp_path / "photos")
+
+
+def test_without_run_the_name_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert prepare(write(tmp_path), None).directory == Path("runs/small")
+
+
+def test_constraints_that_nothing_meets_are_answered_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(NasplatError, match="constraint") as caught:
+        search(tmp_path, "search.constraints={params: {max: 10}}")
+    assert caught.value.advice
+
+
+def test_functions_beside_the_experiment_are_found_from_its_run_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text("def size(network, dataset, device):\n    return 1.0\n")
+    (tmp_path / "elsewhere").mkdir()
+    text = EXPERIMENT + 'score: {minimise: [macs, "beside:size"]}\n'
+    path = write(tmp_path, text)
+    from nasplat.jobs.search import run_and_report
+
+    run_and_report(prepare(path, tmp_path / "run"), export="none", on_event=lambda event: None, say=print)
+    import sys
+
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(tmp_path)])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    open_run(tmp_path / "run")
+    assert str(tmp_path) in sys.path

@@ -1,0 +1,61 @@
+"""Every example of the README works as it stands: a first-time user copies them before anything else."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nasplat.jobs.search import prepare, run_and_report
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"<!-- file: (?P<name>[\w.]+) -->\n```(?:yaml|python)\n(?P<text>.*?)```", re.DOTALL)
+FILES = {match["name"]: match["text"] for match in BLOCK.finditer(README)}
+EXPERIMENTS = sorted(name for name in FILES if name.endswith(".yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_of_the_readme_searches(folder: Path, name: str) -> None:
+    small = ["search.trials=2", "train.steps=2", "train.batch_size=16", "run.executor=inline", "run.device=cpu"]
+    prepared = prepare(folder / name, None, overrides=small)
+    outcome = run_and_report(prepared, export="none", on_event=lambda event: None, say=lambda message: None)
+    assert outcome.complete == 2
+    assert outcome.front
+    assert (folder / outcome.paths["report"]).stat().st_size > 100_000
+
+
+def test_every_block_with_code_is_one_of_the_tested_files() -> None:
+    assert README.count("```yaml") + README.count("```python") == len(FILES) >= 8
+
+
+def test_examples_are_as_short_as_promised() -> None:
+    for name, text in FILES.items():
+        assert len(text.splitlines()) < 20, name
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from nasplat.cli.main import app
+
+    lines = re.findall(r"(?:`|^scripts/)(nasplat [^`#\n]+)", README, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        _, verb, *rest = shlex.split(line)
+        shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, verb
+        for option in (word for word in rest if word.startswith("--")):
+            assert option in shown.output, f"{verb} {option}"
+
+
+def test_every_path_of_the_readme_exists() -> None:
+    for path in re.findall(r"(?:scripts|experiments|search_spaces)/[\w./]*", README):
+        assert (ROOT / path).exists(), path
