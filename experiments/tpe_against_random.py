@@ -26,19 +26,16 @@ REFERENCE = (0.6, 3e6)
 
 def search(strategy: str, seed: int, runs: str) -> list[tuple[float, float]]:
     """Accuracy and MACs of the distinct candidates of one search, in the order of their numbers."""
-    from nasplat.data.datasets import load_dataset
+    from nasplat.artifacts.run_directory import RunDirectory, create_run
     from nasplat.jobs.experiment import load_experiment
     from nasplat.search.driver import run_search
-    from nasplat.spaces.families import make_space
 
     changes = [f"search.strategy={strategy}", f"search.seed={seed}", f"search.trials={AT[-1]}", "run.executor=inline"]
     experiment = load_experiment(HERE / "quickstart.yaml", [*changes, "run.device=cpu", "run.workers=1"])
     directory = Path(runs) / f"{strategy}-{seed}"
     resume = directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    assert isinstance(experiment.space, dict)
-    space = make_space(experiment.space, load_dataset(experiment.data).problem)
-    history = run_search(experiment, directory, space, resume=resume).history
+    run = RunDirectory(directory) if resume else create_run(directory, experiment)
+    history = run_search(experiment, run, resume=resume).history
     return [(one.metrics["accuracy"], one.metrics["macs"]) for one in history if one.state == "complete"]
 
 
@@ -82,13 +79,13 @@ def main() -> None:
         "",
         f"`python experiments/tpe_against_random.py --seeds {options.seeds}`",
         "",
-        f"experiments/quickstart.yaml with {AT[-1]} trials, inline, seeds 0 to {options.seeds - 1}; goals accuracy, MACs and "
-        "parameters, one proposal at a time, no repeats in either. "
+        f"experiments/quickstart.yaml with {AT[-1]} trials, inline, seeds 0 to {options.seeds - 1}; goals accuracy, "
+        "MACs and parameters, one proposal at a time, no repeats in either. "
         f"{platform.machine()}, {os.cpu_count()} cores, one thread a search; Python {platform.python_version()}, "
         f"torch {version('torch')}, Optuna {version('optuna')}. Mean ± standard deviation over seeds.",
         *table("Best validation accuracy", {k: np.array([best_so_far(f) for f in v]) for k, v in by_strategy.items()}),
         *table(
-            f"Hypervolume of error and MACs (fraction of the box up to {REFERENCE[0]:.0%} error, {REFERENCE[1]:.0e} MACs)",
+            f"Hypervolume of error and MACs (share of the box up to {REFERENCE[0]:.0%} error, {REFERENCE[1]:.0e} MACs)",
             {k: np.array([volumes(f) for f in v]) for k, v in by_strategy.items()},
         ),
     ]

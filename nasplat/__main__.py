@@ -2,4 +2,5 @@
 
 from nasplat.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! "$python" -c '' 2>/dev/nu
         "$base" -m venv --clear "$venv" ||
             fail "the virtual environment could not be created" "on Debian and Ubuntu: apt install python3-venv"
     fi
-    (cd "$root" && "$python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' >&2) ||
+    (cd "$root" && "$python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' >&2) ||
         fail "the packages could not be installed" "see pip's message above; a second try goes on where this one ended"
     printf '%s\n' "$wanted" >"$stamp"
     say "ready; the next use starts at once"

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from nasplat.artifacts.files import file_error, read_json, read_text, write_json, write_text
+from nasplat.artifacts.files import file_error, read_json, write_json, write_text
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
@@ -89,7 +89,7 @@ class TrialFolder:
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The layout of a run. Making one touches no file; see `create_run` and `open_run`."""
+    """The layout of a run. Making one touches no file; see `create_run`."""
 
     root: Path
 
@@ -165,16 +165,6 @@ class RunDirectory:
         data = experiment.model_dump(mode="json") if isinstance(experiment, Experiment) else dict(experiment)
         write_text(self.experiment, _HEADER + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
-    def read_experiment(self) -> dict[str, Any]:
-        """The resolved experiment as plain data. Raises NasplatError: it is missing or damaged."""
-        try:
-            data = yaml.safe_load(read_text(self.experiment))
-        except yaml.YAMLError as error:
-            raise NasplatError(f"{self.experiment} is damaged: {error}", "restore it from a copy") from error
-        if not isinstance(data, dict):
-            raise NasplatError(f"{self.experiment} is damaged: it holds no settings", "restore it from a copy")
-        return data
-
     def write_state(self, state: Mapping[str, Any]) -> None:
         """How far the search is, JSON-plain. Raises NasplatError: the disk is full or cannot be written to."""
         write_json(self.state, dict(state))
@@ -202,20 +192,6 @@ def create_run(root: Path | str, experiment: Experiment | Mapping[str, Any]) -> 
     except OSError as error:
         raise file_error(error, run.trials, "make") from error
     run.write_experiment(experiment)
-    return run
-
-
-def open_run(root: Path | str) -> RunDirectory:
-    """The directory of an earlier run.
-
-    Raises:
-        NasplatError: there is no such run.
-    """
-    run = RunDirectory(Path(root))
-    if not run.root.is_dir():
-        raise NasplatError(f"there is no run directory {root}", "give the folder that `nasplat search` named")
-    if not run.experiment.is_file():
-        raise NasplatError(f"{root} is no run directory: it has no {run.experiment.name}", "give the folder of a run")
     return run
 
 

@@ -59,8 +59,6 @@ def main() -> None:
             raise
         print_error(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise

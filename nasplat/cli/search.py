@@ -50,8 +50,14 @@ def search(
     console = Console(highlight=False)
     prepared = prepare(experiment, run, resume=resume, overrides=overrides)
     console.print(_title(prepared), soft_wrap=True)
-    with SearchView(console, goals_of(prepared.experiment.score), prepared.experiment.search.trials) as view:
-        outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.say)
+    try:
+        with SearchView(console, goals_of(prepared.experiment.score), prepared.experiment.search.trials) as view:
+            outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.say)
+    except KeyboardInterrupt as stop:
+        console.print(
+            f"stopped; what was finished is safe: nasplat search {prepared.directory} --resume", soft_wrap=True
+        )
+        raise typer.Exit(130) from stop
     _print_outcome(console, outcome)
 
 

@@ -44,15 +44,19 @@ def train(
 
     console = Console(highlight=False)
     view = _View(console)
-    with view:
-        found, confirmation, paths = run_training(
-            run,
-            architectures or (),
-            top=top,
-            seeds=seeds,
-            overrides=changes or (),
-            watcher=Watcher(view.on_start, view.on_progress, view.on_finished),
-        )
+    try:
+        with view:
+            found, confirmation, paths = run_training(
+                run,
+                architectures or (),
+                top=top,
+                seeds=seeds,
+                overrides=changes or (),
+                watcher=Watcher(view.on_start, view.on_progress, view.on_finished),
+            )
+    except KeyboardInterrupt as stop:
+        console.print("stopped; what was finished is safe, and the same command goes on")
+        raise typer.Exit(130) from stop
     measured = {one.number: one.metrics for one in found.candidates}
     print_table(console, _table(confirmation, measured))
     for row in confirmation.rows:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,12 @@ def read_npz(path: Path, image_size: int | None) -> Source:
     Raises:
         NasplatError: not such a file, or not such arrays.
     """
+    if not zipfile.is_zipfile(path):
+        raise NasplatError(f"{path} is not a readable .npz file", "write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise NasplatError(f"{path} is not a readable .npz file: {error}", "write it with numpy.savez") from error
     except ValueError as error:  # an array of objects: pickled, and never read
         advice = "all images need one size, and text in labels must be numbers"
@@ -162,14 +167,14 @@ def read_idx_file(path: Path) -> np.ndarray:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, zlib.error) as error:
         raise NasplatError(f"{path} cannot be read: {error}", "download it again") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
         raise NasplatError(f"{path} is not an IDX file", "its first bytes are 0, 0, a type and a number of dimensions")
     start = 4 + 4 * data[3]
-    shape = tuple(int(size) for size in np.frombuffer(data[4:start], dtype=">u4"))
     kind = np.dtype(_IDX_TYPES[data[2]])
-    expected = start + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    if len(shape) != data[3] or len(data) != expected:
+    shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else (0,)
+    expected = start + prod(shape) * kind.itemsize
+    if len(data) != expected:
         raise NasplatError(f"{path} has {len(data)} bytes, its header tells of {expected}", "download it again")
     return np.frombuffer(data, dtype=kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))

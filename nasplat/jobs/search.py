@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nasplat.artifacts.run_directory import RunDirectory, create_run, keep_front_weights
+from nasplat.artifacts.run_directory import RunDirectory, create_run
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Goal, Score
@@ -98,7 +98,7 @@ def run_and_report(prepared: Prepared, *, export: ExportWhat, on_event: Callable
     from nasplat.data.datasets import load_dataset
     from nasplat.jobs.report import write_results
     from nasplat.search.driver import run_search
-    from nasplat.search.events import Asked, FrontChanged, Started, Told
+    from nasplat.search.events import Asked, Started
     from nasplat.spaces.families import make_space
 
     started = time.monotonic()
@@ -109,30 +109,17 @@ def run_and_report(prepared: Prepared, *, export: ExportWhat, on_event: Callable
     extended = is_run(directory)
     files = RunDirectory(directory) if extended else create_run(directory, experiment)
     remember_origin(files, prepared.origin)
-    front: list[int] = []
-    finished: set[int] = set()
 
     def watch(event: Event) -> None:
-        """Keeps the weights of the front only, while the search goes on."""
         nonlocal extended
         if extended and isinstance(event, Asked | Started):
             # Not before: only now is it known that the study takes this experiment, with its new budget.
             files.write_experiment(experiment)
             extended = False
-        if isinstance(event, FrontChanged):
-            front[:] = [int(score.notes["number"]) for score in event.front]
-        if isinstance(event, Told):
-            finished.add(event.proposal.number)
         on_event(event)
-        if isinstance(event, FrontChanged):
-            keep_front_weights(files, front, finished, experiment.run.disk_mb * 2**20)
 
     result = run_search(experiment, files, space, resume=prepared.resume, on_event=watch)
     run = open_run(directory)
-    front[:] = [one.number for one in run.front]
-    keep_front_weights(
-        files, front, {one.number for one in run.history if one.state != "running"}, experiment.run.disk_mb * 2**20
-    )
     paths = write_results(run)
     if export != "none" and run.front:
         from nasplat.jobs.export import export_candidates

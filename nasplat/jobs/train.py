@@ -190,9 +190,8 @@ def _confirmed(
 ) -> Confirmed:
     own = [task for task in tasks if task.candidate is candidate]
     good = [task for task in own if records[task.spec.number].state == "complete"]
-    for task in own[
-        1:
-    ]:  # the weights of one seed are enough to export, and choosing the best would be a choice by test
+    # The weights of the first seed are enough to export; taking the best would be a choice by test images.
+    for task in own[1:]:
         task.folder.weights.unlink(missing_ok=True)
     metrics: dict[str, Estimate] = {}
     measured = [records[task.spec.number].metrics for task in good]

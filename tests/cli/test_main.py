@@ -120,18 +120,40 @@ def test_looking_around(shell: Shell) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", shell("--version").strip())
 
 
-def test_ctrl_c_once_finishes_the_trials_that_run_and_tells_how_to_go_on(tmp_path: Path) -> None:
-    text = EXPERIMENT.replace("steps: 3", "steps: 30").replace("trials: 4", "trials: 400")
-    (tmp_path / "small.yaml").write_text(text)
+def start_long_search(folder: Path, steps: int, executor: str) -> subprocess.Popen[str]:
+    """A search that runs until it is stopped; returns when `{trial}/record.json` or a trial's folder is there."""
+    text = EXPERIMENT.replace("steps: 3", f"steps: {steps}").replace("trials: 4", "trials: 400")
+    (folder / "small.yaml").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "nasplat", "search", "small.yaml", "--export", "none"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "nasplat", "search", "small.yaml", "--export", "none", "--executor", executor]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, pattern: str, count: int) -> None:
     until = time.monotonic() + 120
-    while len(list(tmp_path.glob("runs/small/trials/*/record.json"))) < 2 and time.monotonic() < until:
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < until:
         time.sleep(0.05)
+
+
+def test_ctrl_c_once_finishes_the_trials_that_run_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    process = start_long_search(tmp_path, steps=30, executor="inline")
+    wait_for(tmp_path, "runs/small/trials/*/record.json", 2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "Ctrl-C again to stop now" in out
     assert "interrupted: " in out and "unfinished" not in out
     assert "nasplat search runs/small --resume" in out
+
+
+@pytest.mark.parametrize("executor", ["inline", "processes"])
+def test_ctrl_c_twice_stops_now_and_tells_how_to_go_on(tmp_path: Path, executor: str) -> None:
+    process = start_long_search(tmp_path, steps=10**6, executor=executor)
+    wait_for(tmp_path, "runs/small/trials/*/log.txt" if executor == "processes" else "runs/small/trials/*", 1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what was finished is safe: nasplat search runs/small --resume" in out

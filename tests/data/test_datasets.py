@@ -308,7 +308,7 @@ def test_a_download_is_never_silent(
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", unreachable)
     monkeypatch.setenv("NASPLAT_DATA", str(tmp_path / "kept"))
-    with pytest.raises(NasplatError, match="CIFAR10 could not be downloaded to .*kept: no network\n") as caught:
+    with pytest.raises(NasplatError, match=r"CIFAR10 could not be downloaded to .*kept: no network\n") as caught:
         load_dataset(Data(source="CIFAR-10"))
     assert "path" in caught.value.advice
     assert "CIFAR10 is not in" in capsys.readouterr().err
