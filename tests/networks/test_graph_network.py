@@ -273,6 +273,6 @@ def test_a_compiled_step_follows_the_schedule_without_a_new_compilation() -> Non
     torch._dynamo.reset()
     compiled = torch.compile(network, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(images())["logits"], network(images())["logits"])
-    network.drop_path_probability.fill_(0.9)
-    results = {compiled(images())["logits"].sum().item() for _ in range(5)}
+    network.drop_path_probability.fill_(0.5)
+    results = {compiled(images())["logits"].sum().item() for _ in range(20)}
     assert len(results) > 1 and len(compilations) == 1
