@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nasplat.artifacts.run_directory import TrialFolder, short
-from nasplat.core.architecture import Architecture
-from nasplat.core.experiment import Experiment, Score
-from nasplat.core.problem import Problem
-from nasplat.core.space import SearchSpace
+from nasplat.core.experiment import Experiment
 from nasplat.jobs.experiment import final_train
 from nasplat.search.records import OnProgress, Record, TrialSpec
 
@@ -18,19 +13,22 @@ if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
 
 
-def final_space(experiment: Experiment, problem: Problem) -> SearchSpace:
-    """The space in which the found architectures are rebuilt, larger where `final.space` says so."""
-    from nasplat.spaces.families import make_space
+def final_experiment(experiment: Experiment) -> Experiment:
+    """An experiment as `nasplat train` carries it out: the full schedule, the larger space, and no constraints.
 
+    A network that is now trained with labels is judged by its own classifier, others as in the search.
+    """
     assert isinstance(experiment.space, dict)
-    return make_space({**experiment.space, **experiment.final.space}, problem)
-
-
-def final_score(experiment: Experiment) -> Score:
-    """A network that is now trained with labels is judged by its own classifier, others as in the search."""
-    if final_train(experiment).objective == "supervised":
-        return experiment.score.model_copy(update={"probe": None})
-    return experiment.score
+    train = final_train(experiment)
+    probe = None if train.objective == "supervised" else experiment.score.probe
+    return experiment.model_copy(
+        update={
+            "space": {**experiment.space, **experiment.final.space},
+            "train": train,
+            "score": experiment.score.model_copy(update={"probe": probe}),
+            "search": experiment.search.model_copy(update={"constraints": {}}),
+        }
+    )
 
 
 def final_data(dataset: Dataset) -> Dataset:
@@ -41,39 +39,8 @@ def final_data(dataset: Dataset) -> Dataset:
 
 
 def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
-    """Trains one architecture of the final space. The metrics are those of the search, measured on the test images.
-
-    Raises:
-        TrialFailed: training diverged.
-        Infeasible: the memory does not suffice.
-        NasplatError: something that concerns every candidate.
-    """
-    from nasplat.artifacts.weights import save_weights
-    from nasplat.search.evaluate import build, load_data
-    from nasplat.training.devices import resolve_device, set_threads
-    from nasplat.training.evaluate import judge
-    from nasplat.training.fit import fit
+    """As `nasplat.search.evaluate.evaluate` of a `final_experiment`, measured on the test images."""
+    from nasplat.search.evaluate import load_data, train_and_judge
 
     experiment = Experiment.model_validate(spec.experiment)
-    set_threads(spec.threads)
-    device = resolve_device(spec.device)
-    dataset = final_data(load_data(experiment.data))
-    space = final_space(experiment, dataset.problem)
-    architecture = Architecture.from_json(spec.architecture)
-    folder = TrialFolder(Path(spec.directory), spec.number, short(architecture.digest))
-    network = build(space, architecture, spec.seed)
-    trained = fit(
-        network,
-        dataset,
-        final_train(experiment),
-        device=device,
-        seed=spec.seed,
-        resident=experiment.data.resident,
-        checkpoint=folder.checkpoint,
-        on_progress=lambda progress: on_progress(asdict(progress)),
-    )
-    metrics = {**asdict(space.cost(architecture)), "train_seconds": trained.seconds}
-    metrics |= judge(network, dataset, final_score(experiment), device, seed=spec.seed)
-    save_weights(network, folder.weights, {"digest": architecture.digest, "seed": str(spec.seed)})
-    folder.write_architecture(architecture)
-    return Record("complete", metrics)
+    return train_and_judge(spec, experiment, final_data(load_data(experiment.data)), on_progress)

@@ -16,8 +16,8 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.confirmation import Confirmation, Confirmed, Estimate, estimate, write_confirmation
-from nasplat.jobs.experiment import final_train, override, to_plain, validate
-from nasplat.jobs.final import final_score, final_space
+from nasplat.jobs.experiment import override, to_plain, validate
+from nasplat.jobs.final import final_experiment
 from nasplat.jobs.runs import Candidate, Run, open_run
 from nasplat.jobs.yaml_file import read_yaml
 
@@ -76,14 +76,16 @@ def train(
     """
     from nasplat.jobs.report import write_results
     from nasplat.search.locks import FileLock
+    from nasplat.spaces.families import make_space
 
     watcher = watcher or Watcher()
     run = open_run(directory)
-    experiment = _experiment(run, overrides)
+    experiment = final_experiment(_experiment(run, overrides))
     chosen = [run.candidate(name) for name in names] or list(run.front[:top])
     if not chosen:
         raise NasplatError(f"{directory} has no front yet", "nasplat status tells how far its search is")
-    space = final_space(experiment, run.space.problem)
+    assert isinstance(experiment.space, dict)
+    space = make_space(experiment.space, run.space.problem)
     settings = _settings(experiment)
     folder = run.directory / FOLDER / fingerprint(settings)[:8]
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,10 +130,14 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     """What makes two confirmations comparable."""
     plain = to_plain(experiment)
     data = {key: value for key, value in plain["data"].items() if key not in ("path", "resident")}
-    train = final_train(experiment).model_dump(mode="json", exclude_none=True, exclude={"checkpoint_seconds"})
-    space = {**plain["space"], **plain["final"]["space"]}
-    score = final_score(experiment).model_dump(mode="json")
-    return {"data": data, "space": space, "train": train, "score": score, "seed": experiment.search.seed}
+    train = {key: value for key, value in plain["train"].items() if key != "checkpoint_seconds"}
+    return {
+        "data": data,
+        "space": plain["space"],
+        "train": train,
+        "score": plain["score"],
+        "seed": experiment.search.seed,
+    }
 
 
 def _tasks(

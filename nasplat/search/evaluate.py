@@ -23,13 +23,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """Scores one candidate; see `train_and_judge`."""
+    experiment = Experiment.model_validate(spec.experiment)
+    return train_and_judge(spec, experiment, load_data(experiment.data), on_progress)
+
+
+def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, on_progress: OnProgress) -> Record:
     """Costs, constraints, training, score. Leaves the weights in the trial's folder.
 
     The metrics are `macs`, `params` and `peak_bytes`; what the score section asks for (`accuracy`, `latency` in
     milliseconds, a user's own); `loss` of the last epoch and `train_seconds`.
 
     Args:
-        spec: whose experiment has its space as plain data.
+        spec: of the trial.
+        experiment: of the spec, with its space as plain data.
+        dataset: to train on, and on whose validation images to judge.
         on_progress: gets the fields of `nasplat.training.loop.Progress`.
 
     Raises:
@@ -41,10 +49,8 @@ def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
     from nasplat.training.evaluate import judge
     from nasplat.training.fit import fit
 
-    experiment = Experiment.model_validate(spec.experiment)
     set_threads(spec.threads)
     device = resolve_device(spec.device)
-    dataset = load_data(experiment.data)
     space = load_space_of(experiment, dataset)
     architecture = Architecture.from_json(spec.architecture)
     folder = TrialFolder(Path(spec.directory), spec.number, short(architecture.digest))
