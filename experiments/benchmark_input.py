@@ -1,10 +1,10 @@
 """How fast images are made ready: our loader, DataLoader with torchvision's transforms, and kornia's augmentation.
 
-    python experiments/benchmark_input.py [--data DIRECTORY] [--threads 2] [--repetitions 5] [--write]
+    python experiments/benchmark_input.py [--data FILE] [--threads 2] [--repetitions 5] [--write]
 
 With `--write` it makes experiments/benchmark_input.md. Each pipeline ends in the same thing: normalised float32
 batches, shuffled, with crop and flip, or two SimCLR views of each image. They take turns within one run; ratios are
-what counts. DIRECTORY holds an .npz of CIFAR-10; without one, random bytes serve, which cost the same.
+what counts. FILE is an .npz of colour images of 32 × 32, such as CIFAR-10; without one, random bytes serve, which cost the same.
 """
 
 from __future__ import annotations
@@ -197,19 +197,18 @@ def cpu() -> str:
         return platform.processor() or "unknown processor"
 
 
-def pictures(directory: Path, count: int) -> tuple[Tensor, str]:
-    for name in ("cifar10_30k_jpeg.npz", "cifar10_lossless_4k.npz"):
-        if (directory / name).is_file():
-            dataset = load_dataset(Data(path=str(directory / name), resident="device"))
-            images = torch.cat([dataset.train.on(torch.device("cpu")), dataset.validation.on(torch.device("cpu"))])
-            return images.repeat(-(-count // len(images)), 1, 1, 1)[:count], f"CIFAR-10, {name}"
+def pictures(path: Path | None, count: int) -> tuple[Tensor, str]:
+    if path is not None:
+        dataset = load_dataset(Data(path=str(path), resident="device"))
+        images = torch.cat([dataset.train.on(torch.device("cpu")), dataset.validation.on(torch.device("cpu"))])
+        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count], path.name
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8), "random bytes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=HERE.parent / ".." / "shared" / "data" / "cifar10")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="and worker processes")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -221,7 +220,7 @@ def main() -> None:
     images, source = pictures(arguments.data, arguments.images)
     found = measure(images, arguments.threads, arguments.repetitions, arguments.seconds, arguments.batch)
     command = (
-        f"python experiments/benchmark_input.py --threads {arguments.threads} --images {arguments.images} "
+        f"python experiments/benchmark_input.py {'--data FILE ' if arguments.data else ''}--threads {arguments.threads} --images {arguments.images} "
         f"--repetitions {arguments.repetitions} --seconds {arguments.seconds:g} --batch {arguments.batch} --write"
     )
     text = page(found, command, images, source, arguments.threads, arguments.batch)

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nasplat.core.experiment import Experiment
+from nasplat.core.problem import classification
+from nasplat.search.executors import run_all
+from nasplat.search.processes import ProcessExecutor
+from nasplat.search.records import Record, TrialSpec, read_record
+from nasplat.search.seeds import candidate_seed
+from nasplat.spaces.families import make_space
 
 HERE = Path(__file__).resolve().parent
 SPACE = {"family": "darts", "cells": [1, 0, 0], "channels": 8}
@@ -48,25 +52,37 @@ def experiment_of(objective: str, data: Path) -> Experiment:
     )
 
 
-def score(objective: str, number: int, seed: int, data: str, directory: str) -> dict[str, Any]:
-    """The record of one architecture under one objective and one seed."""
-    from nasplat.core.problem import classification
-    from nasplat.search.records import TrialSpec, resolve, run_trial
-    from nasplat.search.seeds import candidate_seed
-    from nasplat.spaces.families import make_space
-
-    experiment = experiment_of(objective, Path(data))
+def specs_of(architectures: int, seeds: int, data: Path, directory: Path) -> dict[tuple[str, int, int], TrialSpec]:
+    """The trials by objective, architecture and seed; all of the first seed first."""
     space = make_space(SPACE, classification((1, 28, 28), 10))
-    architecture = space.sample(np.random.default_rng([2026, number]))
-    spec = TrialSpec(
-        number,
-        experiment.model_dump(mode="json"),
-        architecture.to_json(),
-        candidate_seed(seed, architecture.digest),
-        str(Path(directory) / f"{objective}-{number:02d}-{seed}"),
-    )
-    record = run_trial(resolve("nasplat.search.evaluate:evaluate"), spec, lambda progress: None)
-    return {"objective": objective, "number": number, "seed": seed, "digest": architecture.digest, **record.to_json()}
+    sampled = [space.sample(np.random.default_rng([2026, number])) for number in range(architectures)]
+    keys = [(o, number, seed) for seed in range(seeds) for number in range(architectures) for o in OBJECTIVES]
+    plain = {objective: experiment_of(objective, data).model_dump(mode="json") for objective in OBJECTIVES}
+    return {
+        (objective, number, seed): TrialSpec(
+            index,
+            plain[objective],
+            sampled[number].to_json(),
+            candidate_seed(seed, sampled[number].digest),
+            str(directory / f"{objective}-{number:02d}-{seed}"),
+        )
+        for index, (objective, number, seed) in enumerate(keys)
+    }
+
+
+def measure(specs: dict[tuple[str, int, int], TrialSpec], workers: int) -> dict[tuple[str, int, int], Record]:
+    """The record of every trial; those that are there are not made again."""
+    found = {key: record for key, spec in specs.items() if (record := read_record(Path(spec.directory))) is not None}
+    left = {spec.number: key for key, spec in specs.items() if key not in found}
+    print(f"{len(found)} of {len(specs)} scores are there", flush=True)
+
+    def tell(number: int, record: Record) -> None:
+        found[left[number]] = record
+        print(len(found), *left[number], record.state, record.metrics.get("accuracy", record.reason), flush=True)
+
+    executor = ProcessExecutor("nasplat.search.evaluate:evaluate", workers)
+    run_all(executor, [specs[key] for key in left.values()], on_finished=tell)
+    return found
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -87,25 +103,22 @@ def interval(one: np.ndarray, two: np.ndarray, rng: np.random.Generator) -> tupl
     return float(low), float(high)
 
 
-def page(rows: list[dict[str, Any]], architectures: int, seeds: int) -> str:
+def page(table: dict[tuple[str, int, int], Record], architectures: int, seeds: int) -> str:
     import torch
 
-    table = {(row["objective"], row["number"], row["seed"]): row for row in rows}
     numbers = [
         number
         for number in range(architectures)
-        if all(
-            table[objective, number, seed]["state"] == "complete" for objective in OBJECTIVES for seed in range(seeds)
-        )
+        if all(table[objective, number, seed].state == "complete" for objective in OBJECTIVES for seed in range(seeds))
     ]
     accuracy = {
         objective: np.array(
-            [[table[objective, number, seed]["metrics"]["accuracy"] for seed in range(seeds)] for number in numbers]
+            [[table[objective, number, seed].metrics["accuracy"] for seed in range(seeds)] for number in numbers]
         )
         for objective in OBJECTIVES
     }
     costs = {
-        name: np.array([table["supervised", number, 0]["metrics"][name] for number in numbers])
+        name: np.array([table["supervised", number, 0].metrics[name] for number in numbers])
         for name in ("params", "macs")
     }
     truth = accuracy["supervised"].mean(1)
@@ -119,7 +132,7 @@ def page(rows: list[dict[str, Any]], architectures: int, seeds: int) -> str:
         f"images; {len(numbers)} random DARTS cells ({SPACE['channels']} channels, cells {SPACE['cells']}: 3 cells), "
         f"{seeds} seeds each. {platform.machine()}, {os.cpu_count()} cores, one thread a trial; Python "
         f"{platform.python_version()}, torch {torch.__version__}. "
-        f"{len(rows) - 2 * seeds * len(numbers)} scores belong to architectures that failed and are left out.",
+        f"{len(table) - 2 * seeds * len(numbers)} scores belong to architectures that failed and are left out.",
         "",
         *(f"- {name}: `{json.dumps(settings)}`" for name, settings in OBJECTIVES.items()),
         "",
@@ -157,7 +170,7 @@ def page(rows: list[dict[str, Any]], architectures: int, seeds: int) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, values in accuracy.items():
-        seconds = np.mean([row["seconds"] for row in rows if row["objective"] == name])
+        seconds = np.mean([record.seconds for key, record in table.items() if key[0] == name])
         lines.append(
             f"| {name} | {values.mean():.4f} | {values.min():.4f} | {values.max():.4f} "
             f"| {values.mean(1).std(ddof=1):.4f} | {values.std(1, ddof=1).mean():.4f} | {seconds:.0f} |"
@@ -167,35 +180,15 @@ def page(rows: list[dict[str, Any]], architectures: int, seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/fashion_mnist")
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=HERE.parent / "runs/fashion_correlation")
     parser.add_argument("--architectures", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    jobs = [
-        (objective, number, seed, str(options.data), str(options.run))
-        for seed in range(options.seeds)
-        for number in range(options.architectures)
-        for objective in OBJECTIVES
-    ]
-    rows = []
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(score, *job) for job in jobs]):
-            row = future.result()
-            rows.append(row)
-            print(
-                len(rows),
-                len(jobs),
-                row["objective"],
-                row["number"],
-                row["seed"],
-                row["state"],
-                row["metrics"] or row["reason"],
-                flush=True,
-            )
-    text = page(rows, options.architectures, options.seeds)
+    specs = specs_of(options.architectures, options.seeds, options.data, options.run)
+    text = page(measure(specs, options.workers), options.architectures, options.seeds)
     (HERE / "fashion_correlation.md").write_text(text)
     print(text)
 

@@ -166,7 +166,7 @@ def _tasks(
 
 def _run(experiment: Experiment, tasks: Sequence[Task], watcher: Watcher) -> dict[int, Record]:
     """The record of every task; those that are there are not made again."""
-    from nasplat.search.executors import InlineExecutor
+    from nasplat.search.executors import InlineExecutor, run_all
     from nasplat.search.processes import ProcessExecutor
     from nasplat.search.records import read_record
 
@@ -177,18 +177,7 @@ def _run(experiment: Experiment, tasks: Sequence[Task], watcher: Watcher) -> dic
         return records
     inline = experiment.run.executor == "inline" or len(left) == 1
     executor = InlineExecutor(EVALUATE) if inline else ProcessExecutor(EVALUATE, min(experiment.run.workers, len(left)))
-    finished = False
-    try:
-        for task in left:
-            executor.submit(task.spec)
-        while len(records) < len(tasks):
-            for done in executor.wait(0.5, watcher.on_progress):
-                records[done.number] = done.record
-                watcher.on_finished(done.number, done.record)
-        finished = True
-    finally:
-        executor.close(now=not finished)
-    return records
+    return records | run_all(executor, [task.spec for task in left], watcher.on_progress, watcher.on_finished)
 
 
 def _confirmed(

@@ -19,7 +19,7 @@ from nasplat.core.experiment import Experiment
 from nasplat.core.front import Score, front
 from nasplat.core.space import SearchSpace
 from nasplat.search.events import Asked, FrontChanged, Message, OnEvent, Progress, Started, Told
-from nasplat.search.executors import Executor, InlineExecutor
+from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
 from nasplat.search.history import History, Proposal, goals_of
 from nasplat.search.locks import FileLock
 from nasplat.search.processes import ProcessExecutor
@@ -32,7 +32,6 @@ from nasplat.search.study import SearchStudy, open_study
 from nasplat.search.suggestion import Strategy
 
 EVALUATE = "nasplat.search.evaluate:evaluate"
-POLL_SECONDS = 0.5
 ORPHAN_SECONDS = 30.0
 SAME_FAILURES = 5
 

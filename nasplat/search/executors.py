@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nasplat.core.errors import TrialFailed
 from nasplat.search.records import Evaluate, Record, TrialSpec, resolve, run_trial
+
+POLL_SECONDS = 0.5
 
 OnTrialProgress = Callable[[int, Mapping[str, Any]], None]
 
@@ -92,3 +94,27 @@ class _WatcherFailed(BaseException):
 
 def too_long(seconds: float) -> str:
     return f"it took longer than run.trial_seconds = {seconds:g}"
+
+
+def run_all(
+    executor: Executor,
+    specs: Collection[TrialSpec],
+    on_progress: OnTrialProgress = lambda number, fields: None,
+    on_finished: Callable[[int, Record], None] = lambda number, record: None,
+) -> dict[int, Record]:
+    """Runs trials that are known from the start, and closes the executor.
+
+    Returns:
+        The record of every number.
+    """
+    records: dict[int, Record] = {}
+    try:
+        for spec in specs:
+            executor.submit(spec)
+        while len(records) < len(specs):
+            for done in executor.wait(POLL_SECONDS, on_progress):
+                records[done.number] = done.record
+                on_finished(done.number, done.record)
+    finally:
+        executor.close(now=len(records) < len(specs))
+    return records
