@@ -4,7 +4,8 @@
 
 With `--write` it makes experiments/benchmark_input.md. Each pipeline ends in the same thing: normalised float32
 batches, shuffled, with crop and flip, or two SimCLR views of each image. They take turns within one run; ratios are
-what counts. FILE is an .npz of colour images of 32 × 32, such as CIFAR-10; without one, random bytes serve, which cost the same.
+what counts. FILE is an .npz of colour images of 32 × 32, such as CIFAR-10; without one, random bytes serve, which cost
+the same.
 """
 
 from __future__ import annotations
@@ -219,8 +220,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     images, source = pictures(arguments.data, arguments.images)
     found = measure(images, arguments.threads, arguments.repetitions, arguments.seconds, arguments.batch)
+    data = "--data FILE " if arguments.data else ""
     command = (
-        f"python experiments/benchmark_input.py {'--data FILE ' if arguments.data else ''}--threads {arguments.threads} --images {arguments.images} "
+        f"python experiments/benchmark_input.py {data}--threads {arguments.threads} --images {arguments.images} "
         f"--repetitions {arguments.repetitions} --seconds {arguments.seconds:g} --batch {arguments.batch} --write"
     )
     text = page(found, command, images, source, arguments.threads, arguments.batch)
