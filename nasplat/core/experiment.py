@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,9 +19,10 @@ class Section(BaseModel):
 class Data(Section):
     """Which images, and how they are split. The search sees train and validation only."""
 
-    source: str = Field(
-        "digits",
-        description="digits, the name of a torchvision classification data set, idx, or module:function of your own",
+    source: str | None = Field(
+        None,
+        description="digits, the name of a torchvision classification data set, idx, or module:function of your own; "
+        "default: what `path` holds, or digits where there is none",
     )
     path: str | None = Field(
         None, description="a folder of class folders, an .npz, or a folder with the data set's files"
@@ -33,6 +35,18 @@ class Data(Section):
     resident: Literal["auto", "device", "stream"] = Field(
         "auto", description="hold images on the device, or stream them"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _digits_without_a_path(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("source") is None and values.get("path") is None:
+            return {**values, "source": "digits"}
+        return values
+
+    @property
+    def name(self) -> str:
+        """What people call these images."""
+        return self.source or Path(self.path or "").name
 
 
 class Train(Section):
@@ -159,3 +173,10 @@ class Experiment(Section):
     search: Search = Field(default_factory=lambda: Search())
     run: Run = Field(default_factory=lambda: Run())
     final: Final = Field(default_factory=lambda: Final())
+
+    @model_validator(mode="after")
+    def _accuracy_of_a_trained_classifier(self) -> Experiment:
+        untrained = self.train.objective in ("simclr", "memory_bank") and self.score.probe is None
+        if untrained and "accuracy" in (*self.score.maximise, *self.score.minimise):
+            raise ValueError(f"{self.train.objective} trains no classifier: score.probe says how to measure accuracy")
+        return self

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nasplat.core.errors import NasplatError
 
 
-def load_function(reference: str, purpose: str) -> Callable[..., Any]:
+def load_function(reference: str, purpose: str, arguments: Sequence[str] | None = None) -> Callable[..., Any]:
     """The function that `module:function` names; the module is found as `import module` finds it.
 
     Args:
         reference: such as `my_project.losses:focal`.
         purpose: what the function is for, for the error's sake, such as `objective`.
+        arguments: what it will be called with, by position; None where its caller looks at that.
 
     Raises:
-        NasplatError: no such module, no such function in it, or something that cannot be called. Errors that the
+        NasplatError: no such module, no such function in it, or something that cannot be called so. Errors that the
             module itself raises while it is imported are passed on as they are, for their traceback is the user's.
     """
     module_name, _, name = reference.partition(":")
@@ -39,4 +41,19 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
     if not callable(function):
         raise NasplatError(f"{purpose}: {reference!r} is not a function")
     loaded: Callable[..., Any] = function
+    if arguments is not None:
+        _check_arguments(loaded, f"{purpose}: {reference!r}", arguments)
     return loaded
+
+
+def _check_arguments(function: Callable[..., Any], what: str, arguments: Sequence[str]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some that are written in C have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise NasplatError(
+            f"{what} is called with ({', '.join(arguments)}), but takes {signature}: {error}", "change its parameters"
+        ) from error

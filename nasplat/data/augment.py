@@ -212,7 +212,7 @@ def compose(names: Sequence[str | Augmentation]) -> Augmentation:
 
 def _named(name: str) -> Augmentation:
     if ":" in name:
-        return load_function(name, "augmentation")
+        return load_function(name, "augmentation", ("images", "generator"))
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
         advice = f"did you mean {near[0]}? " if near else ""

@@ -46,7 +46,7 @@ from nasplat.data.source import Part, Source
 from nasplat.data.splits import TEST_SEED, TEST_SHARE, hold_out
 from nasplat.data.torchvision_sets import TORCHVISION, read_torchvision
 
-_BY_PATH = ("digits", "idx", "npz", "folder")  # with a path, the path says what it is; `digits` stands for the default
+_BY_PATH = ("idx", "npz", "folder")
 _STATISTICS_OF = 4096  # images that are decoded to find mean and deviation, where decoding them all takes long
 _CHUNK = 1024
 
@@ -124,33 +124,41 @@ def _read(spec: Data) -> Source | Dataset:
     path = None if spec.path is None else Path(spec.path).expanduser()
     if path is not None and not path.exists():
         raise NasplatError(f"data: path {spec.path} does not exist", f"it is looked for at {path.absolute()}")
-    if ":" in spec.source:
-        return _from_function(spec, path)
-    name = spec.source.lower().replace("-", "_").replace(" ", "_")
-    key = next((known for known in TORCHVISION if known.replace("_", "") == name.replace("_", "")), None)
-    if key is None and name not in _BY_PATH:
-        known = [*TORCHVISION, *_BY_PATH]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]}? " if near else ""
-        raise NasplatError(
-            f"data: there is no source {spec.source!r}",
-            f"{advice}known are digits, module:function of your own, and torchvision's {', '.join(TORCHVISION)}",
-        )
+    if spec.source is not None and ":" in spec.source:
+        return _from_function(spec.source, path, spec.image_size)
+    name = None if spec.source is None else _known(spec.source)
     if path is None:
-        if key is not None:
-            return read_torchvision(key, None, spec.image_size)
-        if name != "digits":
+        if name == "digits":
+            return _digits()
+        if name is None or name in _BY_PATH:
             raise NasplatError(f"data: source {name} needs a path", "write `path:` with the file or folder")
-        return _digits()
+        return read_torchvision(name, None, spec.image_size)
+    if name == "digits":
+        raise NasplatError("data: digits come with scikit-learn and have no path", "leave out `source` or `path`")
     if path.is_file():
         if path.suffix.lower() != ".npz":
             raise NasplatError(f"data: {path} is neither an .npz nor a folder", "give one of these as path")
         return read_npz(path, spec.image_size)
     if name == "idx" or (name != "folder" and has_idx(path)):
         return read_idx(path)
-    if key is not None:
-        return read_torchvision(key, path, spec.image_size)
+    if name in TORCHVISION:
+        return read_torchvision(name, path, spec.image_size)
     return read_folder(path, spec.labels, spec.image_size)
+
+
+def _known(source: str) -> str:
+    """The name of a source as the tables have it: `Fashion-MNIST` and `fashionmnist` are one."""
+    known = ("digits", *_BY_PATH, *TORCHVISION)
+    plain = {name.replace("_", ""): name for name in known}
+    wanted = source.lower().replace("-", "").replace(" ", "").replace("_", "")
+    if wanted in plain:
+        return plain[wanted]
+    near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.5)
+    advice = f"did you mean {plain[near[0]]}? " if near else ""
+    raise NasplatError(
+        f"data: there is no source {source!r}",
+        f"{advice}known are digits, module:function of your own, and torchvision's {', '.join(TORCHVISION)}",
+    )
 
 
 def _digits() -> Source:
@@ -161,8 +169,8 @@ def _digits() -> Source:
     return from_arrays(arrays, "digits", None)
 
 
-def _from_function(spec: Data, path: Path | None) -> Source | Dataset:
-    function = load_function(spec.source, "data")
+def _from_function(name: str, path: Path | None, image_size: int | None) -> Source | Dataset:
+    function = load_function(name, "data", () if path is None else ("path",))
     found = function() if path is None else function(str(path))
     if isinstance(found, Dataset):
         return found
@@ -170,9 +178,7 @@ def _from_function(spec: Data, path: Path | None) -> Source | Dataset:
         found = {"images": found[0], "labels": found[1]}
     elif not isinstance(found, Mapping):
         found = {"images": found}
-    return from_arrays(
-        {name: array for name, array in found.items() if array is not None}, spec.source, spec.image_size
-    )
+    return from_arrays({key: array for key, array in found.items() if array is not None}, name, image_size)
 
 
 def _finish(source: Source, spec: Data) -> Dataset:
@@ -209,9 +215,8 @@ def _finish(source: Source, spec: Data) -> Dataset:
     mean, std = _statistics(splits[0].images, sample=isinstance(source.train.images, ImageReader))
     shape = (int(splits[0].images.shape[1]), int(splits[0].images.shape[2]), int(splits[0].images.shape[3]))
     problem = classification(shape, len(classes)) if classes else Problem(shape, (Output("embedding", "embedding", 1),))
-    name = spec.source if spec.path is None else Path(spec.path).stem
     fingerprint = _fingerprint(source, spec, splits)
-    return Dataset(name, splits[0], splits[1], splits[2], problem, mean, std, classes, fingerprint)
+    return Dataset(spec.name, splits[0], splits[1], splits[2], problem, mean, std, classes, fingerprint)
 
 
 def _prepared(part: Part | None, spec: Data) -> Part | None:

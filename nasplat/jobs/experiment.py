@@ -16,6 +16,18 @@ from nasplat.jobs.yaml_file import Location, YamlFile, nearest, parse, read_yaml
 
 # Names that stand for parts of nasplat; with a colon they are functions of the user. The tables themselves live in
 # layers that import torch, so that a test holds these two equal to them.
+METRICS = (
+    "accuracy",
+    "macs",
+    "params",
+    "peak_bytes",
+    "latency",
+    "latency_spread",
+    "probe_mean",
+    "probe_spread",
+    "loss",
+    "train_seconds",
+)
 KNOWN_NAMES: Mapping[Location, tuple[str, ...]] = {
     ("train", "objective"): ("supervised", "simclr", "memory_bank"),
     ("score", "probe"): ("none", "linear", "knn"),
@@ -67,11 +79,30 @@ def validate(source: YamlFile) -> Experiment:
                 f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
                 f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
             )
+    _check_metrics(experiment, source)
     try:
         final_train(experiment)
     except ValidationError as error:
         raise explain(error, source, ("final", "train")) from error
     return experiment
+
+
+def _check_metrics(experiment: Experiment, source: YamlFile) -> None:
+    score = experiment.score
+    places: list[tuple[Location, str]] = [
+        *((("score", "maximise", index), name) for index, name in enumerate(score.maximise)),
+        *((("score", "minimise", index), name) for index, name in enumerate(score.minimise)),
+        *((("search", "constraints", name), name) for name in experiment.search.constraints),
+    ]
+    # A function of the user's own may measure several things under names of its own.
+    if any(":" in name for name in (*score.maximise, *score.minimise, score.probe or "")):
+        return
+    for location, name in places:
+        if name not in METRICS:
+            raise NasplatError(
+                f"{source.place(location)}: {dotted(location[:2])}: there is no metric {name!r}",
+                f"{nearest(name, METRICS)}allowed: {', '.join(METRICS)}, or module:function of your own",
+            )
 
 
 def final_train(experiment: Experiment) -> Train:

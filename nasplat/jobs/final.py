@@ -20,7 +20,7 @@ def final_experiment(experiment: Experiment) -> Experiment:
     """
     assert isinstance(experiment.space, dict)
     train = final_train(experiment)
-    probe = None if train.objective == "supervised" else experiment.score.probe
+    probe = None if train.objective == "supervised" else experiment.score.probe or "linear"
     return experiment.model_copy(
         update={
             "space": {**experiment.space, **experiment.final.space},

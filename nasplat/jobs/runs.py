@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +92,34 @@ def is_run(path: Path) -> bool:
     return RunDirectory(path).experiment.is_file()
 
 
+def nothing_evaluated(directory: Path) -> bool:
+    """Whether a run has nothing that anyone would miss: no result, no checkpoint, and nobody who is at work in it."""
+    from nasplat.search.driver import running_process
+
+    folders = list(RunDirectory(directory).trial_folders())
+    if any(folder.checkpoint.exists() for folder in folders) or running_process(directory) is not None:
+        return False
+    return all((folder.read_record() or {}).get("state") in (None, "failed") for folder in folders)
+
+
+def discard(directory: Path) -> None:
+    """Removes the search of a run directory; exports and other files stay.
+
+    Raises:
+        NasplatError: its storage cannot be opened or written to.
+    """
+    from nasplat.search.storage import location, open_storage, storage_errors
+
+    files = RunDirectory(directory)
+    experiment = read_experiment(directory)
+    storage = open_storage(experiment.run.storage, directory)
+    with storage_errors(location(experiment.run.storage, directory)), suppress(KeyError):
+        storage.delete_study(storage.get_study_id_from_name(experiment.name))
+    shutil.rmtree(files.trials, ignore_errors=True)
+    for path in (files.state, files.experiment):
+        path.unlink(missing_ok=True)
+
+
 def remember_origin(files: RunDirectory, experiment: Path) -> None:
     """Notes where the experiment file lay, since functions of the user's own are imported from there."""
     state = files.read_state()
@@ -126,7 +156,7 @@ def open_run(directory: Path) -> Run:
     """
     from nasplat.search.history import goals_of
     from nasplat.search.storage import location, open_storage, storage_errors
-    from nasplat.search.study import SearchStudy
+    from nasplat.search.study import IDENTITY, SearchStudy
     from nasplat.spaces.families import make_space
 
     experiment = read_experiment(directory)
@@ -138,7 +168,7 @@ def open_run(directory: Path) -> Run:
         study_id = storage.get_study_id_from_name(experiment.name)
         attributes: dict[str, Any] = storage.get_study_user_attrs(study_id)
     # The problem is read from the study, so that neither the data nor torch is needed to look at a run.
-    problem = Problem.from_json(attributes["space"]["problem"])
+    problem = Problem.from_json(attributes[IDENTITY]["space"]["problem"])
     assert isinstance(experiment.space, dict)
     space = make_space(experiment.space, problem)
     study = SearchStudy(storage, study_id, space, goals, where)

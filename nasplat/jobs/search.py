@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,10 +12,11 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Goal, Score
 from nasplat.jobs.experiment import load_experiment
-from nasplat.jobs.runs import Run, add_origin, is_run, open_run, remember_origin
+from nasplat.jobs.runs import Candidate, Run, add_origin, discard, is_run, nothing_evaluated, open_run, remember_origin
 from nasplat.jobs.yaml_file import shown
 
 if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
     from nasplat.search.driver import Result
     from nasplat.search.events import Event
 
@@ -66,7 +67,7 @@ def prepare(path: Path, run: Path | None, *, resume: bool = False, overrides: It
         overrides: `section.key=value` each.
 
     Raises:
-        NasplatError: something is wrong with the experiment, or the run directory holds a search and `resume` is off.
+        NasplatError: something is wrong with the experiment, or the run directory holds results and `resume` is off.
     """
     if is_run(path):
         run = run or path
@@ -74,7 +75,7 @@ def prepare(path: Path, run: Path | None, *, resume: bool = False, overrides: It
         path = RunDirectory(path).experiment
     experiment = load_experiment(path, overrides)
     directory = run or Path("runs") / experiment.name
-    if is_run(directory) and not resume:
+    if is_run(directory) and not resume and not nothing_evaluated(directory):
         raise NasplatError(
             f"{shown(directory)} holds a search already",
             "--resume goes on with it (with --trials N it is extended); --run DIR starts another one elsewhere",
@@ -86,11 +87,24 @@ def prepare(path: Path, run: Path | None, *, resume: bool = False, overrides: It
     return Prepared(experiment, path.resolve(), directory, resume)
 
 
-def run_and_report(prepared: Prepared, *, export: ExportWhat, on_event: Callable[[Event], None], say: Say) -> Outcome:
+def run_and_report(
+    prepared: Prepared,
+    *,
+    export: ExportWhat = "best",
+    on_event: Callable[[Event], None] = lambda event: None,
+    say: Say = lambda text: None,
+) -> Outcome:
     """Searches, then writes the table, the pictures and the report of the front, and exports networks.
 
+    Args:
+        prepared: see `prepare`.
+        export: which networks of the front are written as ONNX and safetensors.
+        on_event: is called with everything that happens.
+        say: is told in words what is done after the search.
+
     Raises:
-        NasplatError: see `nasplat.search.driver.run_search`.
+        NasplatError: see `nasplat.search.driver.run_search` and `nasplat.training.check.check`; or the budget is spent
+            and no candidate is on the front.
         KeyboardInterrupt: Ctrl-C twice; what was finished is safe.
     """
     import time
@@ -100,12 +114,16 @@ def run_and_report(prepared: Prepared, *, export: ExportWhat, on_event: Callable
     from nasplat.search.driver import run_search
     from nasplat.search.events import Asked, Started
     from nasplat.spaces.families import make_space
+    from nasplat.training.check import check
 
     started = time.monotonic()
     experiment, directory = prepared.experiment, prepared.directory
     assert isinstance(experiment.space, dict)
     dataset = load_dataset(experiment.data)
     space = make_space(experiment.space, dataset.problem)
+    check(dataset, experiment.train, experiment.score)
+    if is_run(directory) and not prepared.resume:
+        discard(directory)
     extended = is_run(directory)
     files = RunDirectory(directory) if extended else create_run(directory, experiment)
     remember_origin(files, prepared.origin)
@@ -120,14 +138,17 @@ def run_and_report(prepared: Prepared, *, export: ExportWhat, on_event: Callable
 
     result = run_search(experiment, files, space, resume=prepared.resume, on_event=watch)
     run = open_run(directory)
-    paths = write_results(run)
-    if export != "none" and run.front:
-        from nasplat.jobs.export import export_candidates
-
-        chosen = run.front[:1] if export == "best" else run.front
-        say(f"exporting {len(chosen)} of {len(run.front)} networks on the front as ONNX")
-        exported = export_candidates(run, chosen, formats=("safetensors", "onnx"), dataset=dataset)
+    exported: list[Path] = []
+    try:
+        if export != "none" and run.front:
+            exported = _export(run, run.front[:1] if export == "best" else run.front, dataset, say)
+    finally:  # a network that cannot be exported is no reason to have no report
+        say("writing the report")
+        paths = write_results(run)
+    if exported:
         paths["export" if len(exported) == 1 else "exports"] = exported[0] if len(exported) == 1 else files.exports
+    if not run.front and result.stopped != "interrupted":
+        raise NasplatError(f"{_summary(run, result)}: there is no front", _why_none(run))
     return Outcome(
         front=tuple(Score(one.architecture, one.metrics, {"number": one.number}) for one in run.front),
         goals=run.goals,
@@ -149,6 +170,30 @@ def _summary(run: Run, result: Result) -> str:
     states = [one.state for one in run.history]
     others = [f"{states.count(state)} {word}" for state, word in _OTHERS.items() if state in states]
     return f"{why}: {len(run.candidates)} evaluated" + "".join(f", {other}" for other in others)
+
+
+def _export(run: Run, chosen: Sequence[Candidate], dataset: Dataset, say: Say) -> list[Path]:
+    """The folders of exported candidates; those that an earlier session exported are left as they are."""
+    from nasplat.jobs.export import export_candidates
+
+    folders = {one.number: run.files.exports / one.name for one in chosen}
+    left = [one for one in chosen if not (folders[one.number] / "model.onnx").is_file()]
+    if left:
+        say(f"exporting {len(left)} of {len(run.front)} networks on the front as ONNX")
+        export_candidates(run, left, formats=("safetensors", "onnx"), dataset=dataset)
+    return list(folders.values())
+
+
+def _why_none(run: Run) -> str:
+    """What came nearest to a result, for a search without one."""
+    from nasplat.search.constraints import excess
+
+    refused = [one for one in run.history if one.state == "infeasible" and one.violations]
+    if refused:
+        nearest = min(refused, key=lambda one: excess(one.violations))
+        return f"the nearest was trial {nearest.number}: {nearest.reason}"
+    failed = [one for one in run.history if one.state == "failed"]
+    return f"trial {failed[0].number} failed: {failed[0].reason}" if failed else "give the search a larger budget"
 
 
 _OTHERS = {

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasplat.artifacts.run_directory import RunDirectory
-from nasplat.core.architecture import fingerprint
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Score, front
@@ -123,7 +122,7 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     return {
         "seed": experiment.search.seed,
         "constraints": plain["search"]["constraints"],
-        **{name: fingerprint({k: v for k, v in plain[name].items() if k not in _ELSEWHERE}) for name in _COMPARED},
+        **{name: {key: value for key, value in plain[name].items() if key not in _ELSEWHERE} for name in _COMPARED},
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -270,7 +271,7 @@ def open_study(
     where = location(storage, directory)
     goals = tuple(goals)
     own = {
-        "space": space.fingerprint,
+        "space": dict(space.identity),
         "goals": [[goal.metric, goal.direction] for goal in goals],
         **identity,
     }
@@ -284,7 +285,6 @@ def open_study(
         if found is None and not trials:  # new, or its maker was killed just here
             with together(opened):
                 opened.set_study_user_attr(study_id, IDENTITY, own)
-                opened.set_study_user_attr(study_id, "space", dict(space.identity))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     study = optuna.load_study(study_name=name, storage=opened)
@@ -311,9 +311,20 @@ def _refuse_another(found: Mapping[str, Any] | None, own: Mapping[str, Any], whe
         raise NasplatError(
             f"the study {name!r} in {where} was not made by nasplat", "choose another name or another storage"
         )
-    different = sorted(key for key in {*found, *own} if found.get(key) != own.get(key))
-    if different:
+    changes = [
+        f"{key} was {before}, and is now {now}" for key, before, now in _differences(found, json.loads(json.dumps(own)))
+    ]
+    if changes:
         raise NasplatError(
-            f"the study {name!r} in {where} was made with another {' and another '.join(different)}",
-            "its scores are not comparable: choose another run directory or name, or restore the experiment as it was",
+            f"the study {name!r} in {where} was made with other settings: {'; '.join(changes)}",
+            "scores would not be comparable: choose another run directory or name, or restore the experiment as it was",
         )
+
+
+def _differences(found: Any, own: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, earlier and present value of everything that differs between two JSON-plain values."""
+    if isinstance(found, Mapping) and isinstance(own, Mapping):
+        for name in sorted({*found, *own}):
+            yield from _differences(found.get(name), own.get(name), f"{key}.{name}" if key else name)
+    elif found != own:
+        yield key, json.dumps(found), json.dumps(own)

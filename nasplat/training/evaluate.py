@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 PROBES = ("linear", "knn")
+METRIC_ARGUMENTS = ("network", "dataset", "device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def accuracy(network: nn.Module, loader: Loader, device: torch.device) -> float:
     with evaluating(network):
         for batch in loader.ordered():
             if batch.labels is None:
-                raise NasplatError("accuracy needs labels, and these data have none", "use a probe of your own")
+                raise NasplatError("accuracy needs labels, and these images have none", "use a metric of your own")
             logits = network(batch.views[0].to(device))
             if isinstance(logits, Mapping):
                 raise NasplatError(f"accuracy of which output? The network has {', '.join(logits)}", "name a probe")
@@ -112,7 +113,7 @@ def judge(
             metrics |= {"latency": measured.median, "latency_spread": measured.spread}
         for name in named:
             if ":" in name and name not in metrics:
-                value = load_function(name, "metric")(network, dataset, device)
+                value = load_function(name, "metric", METRIC_ARGUMENTS)(network, dataset, device)
                 metrics |= _named(value, name)
     for name, value in metrics.items():
         if not isfinite(value):
@@ -126,7 +127,7 @@ def _probe(
     probe = score.probe
     if probe is not None and ":" in probe:
         first = (*score.maximise, *score.minimise)[0]
-        return _named(load_function(probe, "probe")(network, dataset, device), first)
+        return _named(load_function(probe, "probe", METRIC_ARGUMENTS)(network, dataset, device), first)
     if probe is not None and probe not in PROBES:
         near = difflib.get_close_matches(probe, PROBES, n=1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROBES)}, or module:function"
@@ -139,10 +140,7 @@ def _probe(
     train, train_labels = extract_features(network, evaluation_loader(dataset, "train", device), device)
     test, test_labels = extract_features(network, loader, device)
     if train_labels is None or test_labels is None:
-        raise NasplatError(
-            f"probe {probe} needs labels, and these data have none",
-            "label some images, or use a probe of your own (module:function)",
-        )
+        raise NasplatError(f"probe {probe} needs labels, and these images have none", "use a metric of your own")
     if probe == "knn":
         predictions = knn(train, train_labels, test, neighbours=score.knn)
         return {"accuracy": (predictions == test_labels).double().mean().item()}

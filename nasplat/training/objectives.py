@@ -168,6 +168,8 @@ def _mixed(images: Tensor, weight: Tensor) -> Tensor:
     return weight * images + (1 - weight) * images.roll(1, 0)
 
 
+OBJECTIVE_ARGUMENTS = ("settings", "problem", "dataset_size")
+
 # Name -> the objective, from the settings, the problem and the number of training images.
 OBJECTIVES: dict[str, Callable[[Train, Problem, int], Objective]] = {
     "supervised": Supervised,
@@ -184,7 +186,7 @@ def make_objective(settings: Train, problem: Problem, dataset_size: int) -> Obje
     """
     name = settings.objective
     if ":" in name:
-        objective: Objective = load_function(name, "objective")(settings, problem, dataset_size)
+        objective: Objective = load_function(name, "objective", OBJECTIVE_ARGUMENTS)(settings, problem, dataset_size)
         missing = [member for member in ("views", "needs_labels", "module", "loss") if not hasattr(objective, member)]
         if missing:
             raise NasplatError(f"objective {name!r} has no {missing[0]}", "see nasplat/training/objectives.py")

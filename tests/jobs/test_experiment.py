@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
-from nasplat.jobs.experiment import KNOWN_NAMES, final_train, load_experiment, to_plain
+from nasplat.data.datasets import load_dataset
+from nasplat.jobs.experiment import KNOWN_NAMES, METRICS, final_train, load_experiment, to_plain
+from nasplat.search.evaluate import evaluate
+from nasplat.search.records import TrialSpec
+from nasplat.spaces.families import make_space
 
 GOOD = """\
 name: digits-cells
@@ -104,6 +109,17 @@ def test_empty_sections_mean_their_defaults(tmp_path: Path) -> None:
         (GOOD + "final:\n  train: {epoch: 3}\n", "line 11: section final.train has no key 'epoch'", "'epochs'?"),
         (GOOD + "final:\n  train: {lr: no}\n", "line 11: final.train.lr cannot be False", "a number above 0"),
         (GOOD + "score: {minimise: [macs, macs]}\n", "line 10: score: a metric is listed twice", ""),
+        (
+            GOOD + "score: {minimise: [mac]}\n",
+            "line 10: score.minimise: there is no metric 'mac'",
+            "did you mean 'macs'?",
+        ),
+        (
+            GOOD.replace("trials: 4", "constraints: {parms: {max: 10}}"),
+            "line 9: search.constraints: there is no metric 'parms'",
+            "did you mean 'params'?",
+        ),
+        (GOOD.replace("lr: 3e-2", "objective: simclr"), "simclr trains no classifier", ""),
         (GOOD + "score: {minimise: macs}\n", "line 10: score.minimise cannot be 'macs'", "a list such as"),
         (GOOD + "data2: 1\nrun: {worker: 2}\n", "(1 more after this one)", "allowed"),
         (GOOD.replace("{source: digits}", "{path: nowhere}"), "line 3: data.path: there is no nowhere", "looked for"),
@@ -184,6 +200,19 @@ def test_the_names_that_are_checked_are_those_that_exist() -> None:
     from nasplat.training.objectives import OBJECTIVES
 
     assert set(KNOWN_NAMES["train", "objective"]) == set(OBJECTIVES)
+
+
+def test_the_metrics_that_are_allowed_are_those_that_are_measured(tmp_path: Path) -> None:
+    """A name that is allowed and never measured would be found out after the first training only."""
+    text = GOOD.replace("{family: darts, channels: 8}", "{family: nasbench201, cells: 1, channels: 4}")
+    experiment = load_experiment(
+        write(tmp_path, text.replace("epochs: 2", "steps: 1") + "score: {probe: linear, minimise: [latency]}\n")
+    )
+    assert isinstance(experiment.space, dict)
+    space = make_space(experiment.space, load_dataset(experiment.data).problem)
+    architecture = space.sample(np.random.default_rng(0)).to_json()
+    spec = TrialSpec(0, experiment.model_dump(mode="json"), architecture, 0, str(tmp_path), "cpu")
+    assert set(evaluate(spec, lambda progress: None).metrics) == set(METRICS)
 
 
 def test_the_probes_that_are_checked_are_those_that_exist(tmp_path: Path) -> None:

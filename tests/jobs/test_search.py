@@ -21,9 +21,11 @@ def test_a_search_leaves_a_front_a_report_and_weights_of_the_front_only(tmp_path
         assert candidate.folder.weights.exists() == (candidate.number in on_front)
         assert candidate.folder.architecture.exists() and candidate.folder.record.exists()
     with (tmp_path / "run/front.csv").open() as file:
-        assert [int(row["trial"]) for row in csv.DictReader(file)] == [one.number for one in run.front]
+        rows = list(csv.DictReader(file))
+    assert [int(row["trial"]) for row in rows] == [one.number for one in run.front]
+    assert rows[0]["export_path"] == f"exports/{run.front[0].name}"
     assert (tmp_path / "run/front/front.svg").exists() or len(run.goals) < 2
-    assert (tmp_path / "run/report.html").exists()
+    assert f"exports/{run.front[0].name}/model.onnx" in (tmp_path / "run/report.html").read_text()
     assert {path.name for path in outcome.paths["export"].iterdir()} >= {"model.onnx", "README.md", "architecture.json"}
 
 
@@ -51,9 +53,9 @@ def test_a_run_directory_is_enough_to_go_on(tmp_path: Path) -> None:
 def test_another_experiment_is_refused_and_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     search(tmp_path)
     before = (tmp_path / "run/experiment.yaml").read_text()
-    with pytest.raises(NasplatError, match="another"):
+    with pytest.raises(NasplatError, match=r"train\.lr was 0\.05, and is now 0\.5"):
         search(tmp_path, "train.lr=0.5", "search.trials=9", resume=True)
-    with pytest.raises(NasplatError, match="another"):
+    with pytest.raises(NasplatError, match=r"space\.channels was 4, and is now 8"):
         search(tmp_path, "space.channels=8", "search.trials=9", resume=True)
     assert (tmp_path / "run/experiment.yaml").read_text() == before
 
@@ -74,6 +76,49 @@ def test_constraints_that_nothing_meets_are_answered_with_advice(tmp_path: Path)
     with pytest.raises(NasplatError, match="constraint") as caught:
         search(tmp_path, "search.constraints={params: {max: 10}}")
     assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "search.constraints={params: {max: 10}}",  # nothing meets it
+        "train.lr=1e30",  # every candidate diverges
+        "data.labels=false",  # accuracy without labels
+        "train.objective=nowhere:focal",
+    ],
+)
+def test_an_experiment_that_came_to_nothing_can_be_mended_and_started_again(tmp_path: Path, mistake: str) -> None:
+    """Or a person would have to find out which folder to delete."""
+    with pytest.raises(NasplatError):
+        search(tmp_path, mistake)
+    outcome = search(tmp_path)
+    assert outcome.complete == 4 and [one.number for one in open_run(tmp_path / "run").history] == [0, 1, 2, 3]
+
+
+def test_a_trial_with_a_checkpoint_is_not_thrown_away(tmp_path: Path) -> None:
+    with pytest.raises(NasplatError):
+        search(tmp_path, "train.lr=1e30")
+    folder = next(open_run(tmp_path / "run").files.trial_folders())
+    folder.record.unlink()
+    folder.checkpoint.mkdir()
+    with pytest.raises(NasplatError, match="holds a search already"):
+        prepare(write(tmp_path), tmp_path / "run")
+
+
+def test_a_search_without_a_front_says_what_came_nearest(tmp_path: Path) -> None:
+    with pytest.raises(NasplatError, match="4 against the constraints: there is no front") as caught:
+        search(tmp_path, "search.constraints={accuracy: {min: 1.5}}")
+    assert "is below 1.5" in caught.value.advice and "the nearest was trial" in caught.value.advice
+    assert (tmp_path / "run/report.html").exists()
+    with pytest.raises(NasplatError, match="holds a search already"):  # four networks were trained
+        prepare(write(tmp_path), tmp_path / "run")
+
+
+def test_what_was_exported_is_not_exported_again(tmp_path: Path) -> None:
+    first = search(tmp_path, export="best").paths["export"] / "model.onnx"
+    made = first.stat().st_mtime_ns
+    again = search(tmp_path, export="best", resume=True).paths["export"] / "model.onnx"
+    assert again == first and again.stat().st_mtime_ns == made
 
 
 def test_functions_beside_the_experiment_are_found_from_its_run_later(
