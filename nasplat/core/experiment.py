@@ -145,7 +145,12 @@ class Run(Section):
     """Where the trials run, and what is kept."""
 
     executor: Literal["inline", "processes"] = "inline"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(
+        1,
+        ge=1,
+        description="trials at once. A proposal knows all results but those of the last 2 (workers - 1) trials, in "
+        "every executor: so the same seed fills the same table",
+    )
     threads: int = Field(1, ge=1, description="CPU threads a worker; part of what makes scores repeatable")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 …")
     storage: str = Field("journal", description="journal, sqlite, or any Optuna URL")

@@ -22,7 +22,8 @@ class Batch:
     """Images on the device, normalised.
 
     Args:
-        views: float `(N, C, H, W)` each, the same images under different augmentations.
+        views: float `(N, C, H, W)` each, the same images under different augmentations; where the loader was asked
+            for it, the first is not augmented.
         labels: `(N,)` int64, or None.
         indices: `(N,)` int64, the rows of the images in their split.
     """
@@ -38,7 +39,8 @@ class Loader:
     Args:
         mean, std: of each channel, of 0..1; images come as (image - mean) / std.
         augment: names of augmentations, a function of (images, generator), or nothing.
-        views: how many augmented views of each image a training batch has.
+        views: how many views of each image a training batch has.
+        first_plain: the first view is the image as it is, and only the others are augmented.
         channels_last: the memory format of the views.
         dtype: of the views.
         resident: hold the images on the `device`, `stream` them, or what the memory allows (`auto`).
@@ -54,6 +56,7 @@ class Loader:
         std: Sequence[float],
         augment: Sequence[str | Augmentation] | Augmentation | None = (),
         views: int = 1,
+        first_plain: bool = False,
         channels_last: bool = False,
         dtype: torch.dtype = torch.float32,
         resident: Literal["auto", "device", "stream"] = "auto",
@@ -65,6 +68,7 @@ class Loader:
         self.device = torch.device(device)
         self.batch_size = min(batch_size, len(split))
         self.views = views
+        self._first_plain = first_plain
         self.resident = _resident(split, self.device, resident)
         self._split = split
         self._labels = None if split.labels is None else split.labels.to(self.device)
@@ -100,8 +104,9 @@ class Loader:
         on_device = torch.Generator(self.device).manual_seed(seed)
         order = order[: self.batches_per_epoch * self.batch_size]
         for rows, images in self._batches(order):
-            views = tuple(self._normalised(self._augmented(images, on_device)) for _ in range(self.views))
-            yield Batch(views, self._labels_of(rows), rows)
+            plain = (self._normalised(images),) * self._first_plain
+            augmented = (self._normalised(self._augmented(images, on_device)) for _ in range(self.views - len(plain)))
+            yield Batch((*plain, *augmented), self._labels_of(rows), rows)
 
     def ordered(self) -> Iterator[Batch]:
         """All images in their order, none left out, one view, not augmented."""

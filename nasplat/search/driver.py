@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from nasplat.core.front import Score, front
 from nasplat.core.space import SearchSpace
 from nasplat.search.events import Asked, FrontChanged, Message, OnEvent, Progress, Started, Told
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
-from nasplat.search.history import History, Proposal, goals_of
+from nasplat.search.history import History, Proposal, counts, goals_of
 from nasplat.search.locks import FileLock
 from nasplat.search.processes import ProcessExecutor
 from nasplat.search.propose import Exhausted, propose
@@ -225,6 +225,8 @@ class _Search:
         self.executor = executor
         self.on_event = on_event
         self.interrupts = interrupts
+        # Twice as many as must be: or a worker would often wait for the slowest of the others.
+        self.hidden = 2 * (experiment.run.workers - 1)
         self.running: set[int] = set()
         self.awaiting: list[int] = []
         self.exhausted = False
@@ -236,7 +238,7 @@ class _Search:
     def run(self) -> Result:
         self._take_up()
         while True:
-            while len(self.running) < self.executor.slots and self._reason_to_stop() is None:
+            while len(self.running) < self.executor.slots and self._may_ask():
                 self._ask()
             if not self.running:
                 break
@@ -273,17 +275,25 @@ class _Search:
             return "seconds"
         return None
 
+    def _may_ask(self) -> bool:
+        """Whether all that the next proposal may know is known; see `History.before_last`."""
+        if self._reason_to_stop() is not None:
+            return False
+        begun = [proposal.number for proposal in self.study.history if counts(proposal)]
+        return self.running.isdisjoint(begun[: max(0, len(begun) - self.hidden)])
+
     def _ask(self) -> None:
         search = self.experiment.search
-        history = self.study.history
+        history = self.study.history.before_last(self.hidden)
         draft = propose(self.strategy, history, self.space, self.goals, search.constraints, search.seed)
         if isinstance(draft, Exhausted):
             self.exhausted = True
             self.on_event(Message(f"the search ends early: {draft.reason}", warning=True))
             return
-        proposal = self.study.ask(draft)
+        original = None if draft.repeat_of is None else self.study.proposal(draft.repeat_of.number)
+        proposal = self.study.ask(replace(draft, repeat_of=original))
         self.on_event(Asked(proposal, draft.architecture))
-        if draft.repeat_of is not None and draft.repeat_of.state == "running":
+        if original is not None and original.state == "running":
             self.awaiting.append(proposal.number)
         elif proposal.state == "running":
             self._start(proposal)

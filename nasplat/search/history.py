@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, overload
 
 from nasplat.core import experiment
 from nasplat.core.choice import Values
 from nasplat.core.front import Goal
+from nasplat.search.constraints import COSTS
 
 State = Literal["running", "complete", "infeasible", "failed", "repeat"]
 
@@ -93,6 +94,34 @@ class History(Sequence[Proposal]):
                 break
             length += 1
         return length
+
+    def before_last(self, hidden: int) -> History:
+        """The history as it was known while the last `hidden` evaluations were still running.
+
+        It depends on the order of the proposals alone, not on which result came in first: so a strategy proposes the
+        same whatever runs the trials, and however long each takes.
+        """
+        begun = [proposal.number for proposal in self._proposals if counts(proposal)]
+        late = set(begun[len(begun) - hidden :]) if hidden else set()
+        return History((_unknown(one, late) for one in self._proposals), self.next_number)
+
+
+def _unknown(proposal: Proposal, late: Container[int]) -> Proposal:
+    """A proposal with nothing but what was known when it was made, where it or its original is among the late ones."""
+    if proposal.number in late:
+        state: State = "running"
+    elif proposal.repeat_of in late:
+        state = "repeat"
+    else:
+        return proposal
+    return replace(
+        proposal,
+        state=state,
+        metrics={name: value for name, value in proposal.metrics.items() if name in COSTS},
+        violations={key: value for key, value in proposal.violations.items() if key.rpartition(".")[0] in COSTS},
+        reason="",
+        seconds=0.0,
+    )
 
 
 def counts(proposal: Proposal) -> bool:

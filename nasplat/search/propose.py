@@ -2,8 +2,7 @@
 
 What the strategy proposes goes into the study even when it is a repeat or violates a constraint, so that the strategy
 learns of it; neither costs an evaluation. After `PATIENCE` of these in a row the wrapper looks for itself: for an
-architecture near the proposal that is new and meets the constraints. All of this depends on the proposals alone, not
-on when their results arrive, so that the number of workers does not change what a random search proposes.
+architecture near the proposal that is new and meets the constraints.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def training_loader(
         std=dataset.std,
         augment=augment,
         views=objective.views,
+        first_plain=getattr(objective, "first_plain", False),
         channels_last=place(settings, device).channels_last,
         resident=resident,
     )

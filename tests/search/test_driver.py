@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,30 @@ def test_a_search_spends_its_budget_on_distinct_architectures(strategy: str, run
         assert score.architecture.digest == result.history[score.notes["number"]].digest
 
 
-def test_the_same_seed_fills_the_same_table_in_every_executor(tmp_path: Path) -> None:
-    """Who moves from a laptop to more workers must be able to compare. Half of what is tried here repeats or fails."""
+def moody_and_uneven(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """Trials overtake each other."""
+    time.sleep(int(spec.architecture["digest"][:2], 16) / 5000)
+    return toys.moody(spec, on_progress)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_same_seed_fills_the_same_table_in_every_executor(strategy: str, workers: int, tmp_path: Path) -> None:
+    """Who moves from a laptop to more machines must be able to compare. Half of what is tried here repeats or fails."""
     tables = []
-    for index, run in enumerate([{}, PROCESSES, {"run": {"executor": "processes", "workers": 3}}]):
+    for executor in ("inline", "processes"):
         result = search(
-            tmp_path / str(index),
-            "random",
+            tmp_path / executor,
+            strategy,
             24,
+            run={"executor": executor, "workers": workers},
             search={"constraints": {"params": {"max": 900}}},
-            evaluate="tests.search.toys:moody",
+            evaluate="tests.search.test_driver:moody_and_uneven",
             toy_space=ToySpace(layers=2, widths=(8, 16, 32)),
-            **run,
         )
-        tables.append({(one.digest, one.state, *sorted(one.metrics.items())) for one in result.history})
-        assert {one.state for one in result.history} == {"complete", "failed", "infeasible", "repeat"}
-    assert tables[0] == tables[1] == tables[2]
+        tables.append([(one.digest, one.state, *sorted(one.metrics.items())) for one in result.history])
+        assert {one.state for one in result.history} >= {"complete", "failed", "infeasible"}
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -95,6 +95,17 @@ def test_features_learned_without_labels_beat_those_of_an_untrained_network(obje
     assert judge(network, digits(), Score(probe="knn"), CPU)["accuracy"] > 0.7
 
 
+def test_the_memory_bank_remembers_images_as_they_are() -> None:
+    """Its entries are averages of f(image), as published; of augmented images they would be averages of nothing."""
+    dataset = digits()
+    chosen = Train(objective="memory_bank", precision="float32", batch_size=64)
+    objective = make_objective(chosen, dataset.problem, len(dataset.train))
+    batch = next(training_loader(dataset, chosen, objective, CPU).epoch(torch.Generator().manual_seed(0)))
+    images = torch.cat([one.views[0] for one in evaluation_loader(dataset, "train", CPU).ordered()])
+    assert torch.allclose(batch.views[0], images[batch.indices], atol=1e-5)
+    assert not torch.allclose(batch.views[1], images[batch.indices], atol=1e-2)
+
+
 def test_images_without_labels_train_and_are_judged_by_a_users_own_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
