@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-UserFunction = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
 
 class Section(BaseModel):

@@ -28,7 +28,6 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -112,12 +111,6 @@ def load_dataset(spec: Data) -> Dataset:
     """
     found = _read(spec)
     return found if isinstance(found, Dataset) else _finish(found, spec)
-
-
-@lru_cache(maxsize=2)
-def shared_dataset(spec: Data) -> Dataset:
-    """`load_dataset`, once for all trials of a process; so images are copied to a device only once, too."""
-    return load_dataset(spec)
 
 
 def _read(spec: Data) -> Source | Dataset:

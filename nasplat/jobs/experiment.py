@@ -30,6 +30,7 @@ METRICS = (
 )
 KNOWN_NAMES: Mapping[Location, tuple[str, ...]] = {
     ("train", "objective"): ("supervised", "simclr", "memory_bank"),
+    ("train", "augment"): ("crop", "flip", "resized_crop", "color_jitter", "grey", "blur", "cutout", "rotation"),
     ("score", "probe"): ("none", "linear", "knn"),
 }
 
@@ -41,12 +42,14 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     what comes back needs no other file.
 
     Args:
-        path: of the YAML file; other paths in it are looked up beside it, then in the current folder, then in nasplat.
+        path: of the YAML file, which may be one that comes with nasplat, such as experiments/quickstart.yaml; other
+            paths in it are looked up beside it, then in the current folder, then in nasplat.
         overrides: `section.key=value` each, with values in YAML.
 
     Raises:
         NasplatError: with file, line, key, the allowed values and the nearest right name.
     """
+    path = find_file(str(path), Path.cwd() / path.name) or path
     source = read_yaml(path)
     for text in overrides:
         override(source, text)
@@ -73,12 +76,13 @@ def validate(source: YamlFile) -> Experiment:
     except ValidationError as error:
         raise explain(error, source) from error
     for location, known in KNOWN_NAMES.items():
-        name = getattr(getattr(experiment, str(location[0])), str(location[1]))
-        if name is not None and ":" not in name and name not in known:
-            raise NasplatError(
-                f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
-                f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
-            )
+        given = getattr(getattr(experiment, str(location[0])), str(location[1]))
+        for name in (given,) if isinstance(given, str) else given or ():
+            if ":" not in name and name not in known:
+                raise NasplatError(
+                    f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
+                    f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
+                )
     _check_metrics(experiment, source)
     try:
         final_train(experiment)

@@ -112,8 +112,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def repeatable(device: torch.device, seed: int) -> Iterator[None]:
     """Seeds torch's default generators for the while, and gives them back as they were.
 
-    Nothing in nasplat draws from them, but a user's dropout or freshly made head does. On CUDA, cuDNN is held to its
-    deterministic algorithms: the same seed is to give the same score in every executor.
+    No step of nasplat draws from them, but a module that is made does, and a user's dropout. On CUDA, cuDNN is held
+    to its deterministic algorithms: the same seed is to give the same score in every executor.
     """
     cudnn = torch.backends.cudnn
     before = (cudnn.deterministic, cudnn.benchmark)

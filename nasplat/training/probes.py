@@ -94,9 +94,10 @@ def linear_probe(
 ) -> Probe:
     """Trains a linear classifier on normalised features, once for each learning rate, all of them at once.
 
-    SGD with momentum 0.9 and a cosine schedule minimises the mean cross-entropy plus half of `weight_decay` times the
-    squared weights, from zeros. The learning rate is chosen on a tenth of the training features that is held out,
-    never on the test features; its classifier is then trained on all of them.
+    The features are normalised by a batch norm without affine parameters, always: without it the best learning rate
+    depends on the scale of the features. SGD with momentum 0.9 and a cosine schedule minimises the mean cross-entropy
+    plus half of `weight_decay` times the squared weights, from zeros. The learning rate is chosen on a tenth of the
+    training features that is held out, never on the test features; its classifier is then trained on all of them.
 
     Args:
         train_features, test_features: `(N, F)` on one device.

@@ -18,7 +18,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data
 from nasplat.core.problem import Output, Problem
 from nasplat.data import datasets, torchvision_sets
-from nasplat.data.datasets import Dataset, load_dataset, shared_dataset
+from nasplat.data.datasets import Dataset, load_dataset
 from nasplat.data.images import read_all
 from nasplat.data.splits import hold_out
 from nasplat.data.torchvision_import import non_maximum_suppression, torchvision
@@ -107,10 +107,6 @@ def test_labels_false_reads_none_even_where_there_are_some() -> None:
     found = load_dataset(Data(labels=False))
     assert found.train.labels is found.validation.labels is found.test.labels is None
     assert found.problem.outputs == (Output("embedding", "embedding", 1),) and found.classes == ()
-
-
-def test_trials_of_one_process_share_their_images() -> None:
-    assert shared_dataset(Data()) is shared_dataset(Data())
 
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train"), ("train_image", "train_label")])

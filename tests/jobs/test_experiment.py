@@ -7,6 +7,7 @@ import pytest
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
+from nasplat.data.augment import AUGMENTATIONS
 from nasplat.data.datasets import load_dataset
 from nasplat.jobs.experiment import KNOWN_NAMES, METRICS, final_train, load_experiment, to_plain
 from nasplat.search.evaluate import evaluate
@@ -48,6 +49,11 @@ def test_a_good_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert experiment.space == {"family": "darts", "channels": 8}
     assert experiment.search.seed == 0
     assert Experiment.model_validate(to_plain(experiment)) == experiment
+
+
+def test_the_quickstart_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment(Path("experiments/quickstart.yaml")).name == "quickstart"
 
 
 def test_without_a_name_the_file_lends_its_own(tmp_path: Path) -> None:
@@ -95,6 +101,7 @@ def test_empty_sections_mean_their_defaults(tmp_path: Path) -> None:
             "train.objective cannot be 'simclar'",
             "did you mean 'simclr'?",
         ),
+        (GOOD.replace("lr: 3e-2", "augment: [crpo]"), "line 6: train.augment cannot be 'crpo'", "did you mean 'crop'?"),
         (GOOD.replace("lr: 3e-2", "channels_last: perhaps"), "line 6: train.channels_last cannot be 'perhaps'", "auto"),
         (GOOD.replace("name: digits-cells", "1: x"), "line 1: the key 1 is not text", "quote it"),
         (GOOD.replace("space:", "# space:"), "the key space is missing", "add it"),
@@ -200,6 +207,7 @@ def test_the_names_that_are_checked_are_those_that_exist() -> None:
     from nasplat.training.objectives import OBJECTIVES
 
     assert set(KNOWN_NAMES["train", "objective"]) == set(OBJECTIVES)
+    assert set(KNOWN_NAMES["train", "augment"]) == set(AUGMENTATIONS)
 
 
 def test_the_metrics_that_are_allowed_are_those_that_are_measured(tmp_path: Path) -> None:

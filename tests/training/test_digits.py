@@ -26,7 +26,7 @@ from nasplat.training.loop import TrainResult
 from nasplat.training.objectives import make_objective
 from nasplat.training.optimisers import make_optimiser, trainable
 from nasplat.training.step import training_step
-from tests.training.test_loop import NoWaiting
+from tests.data.helpers import NoWaiting
 from tests.training.test_objectives import example_of
 from tests.training.toys import same, weights
 

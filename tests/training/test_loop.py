@@ -18,6 +18,7 @@ from nasplat.training.loop import Progress, TrainResult, train
 from nasplat.training.objectives import OBJECTIVES, make_objective
 from nasplat.training.optimisers import learning_rate, make_optimiser, trainable
 from nasplat.training.step import training_step
+from tests.data.helpers import NoWaiting
 from tests.training.toys import PROBLEM, UNLABELLED, ToyBatch, ToyLoader, ToyNetwork, same, settings, weights
 
 CPU = torch.device("cpu")
@@ -210,15 +211,6 @@ def test_progress_is_told_at_the_end_and_seldom_in_between(monkeypatch: pytest.M
     mean_of_steps = sum(progress.loss for progress in told) / 12
     assert mean_of_steps == pytest.approx(sum(result.losses) / 3, rel=1e-4)
     assert all(before.share < after.share for before, after in pairwise(told))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises where something would wait for the device."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-            raise AssertionError(f"{function} waits for the device")
-        return function(*args, **(kwargs or {}))
 
 
 class CountWaits(TorchDispatchMode):
