@@ -1,5 +1,10 @@
 """The errors that a user can cause. The command line prints them without a traceback and exits 2."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class NasplatError(Exception):
     """What is wrong and where, in one line; what to do about it, in another.
@@ -17,7 +22,7 @@ class NasplatError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n  {self.advice}" if self.advice else self.message
 
-    def __reduce__(self) -> tuple[type["NasplatError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[NasplatError], tuple[str, str]]:
         # Exceptions cross process boundaries by re-calling the constructor.
         return type(self), (self.message, self.advice)
 
@@ -28,3 +33,9 @@ class TrialFailed(NasplatError):
 
 class Infeasible(NasplatError):
     """A candidate cannot be used (a constraint is violated, memory does not suffice); the study goes on."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` where a known name is near, otherwise nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

@@ -16,7 +16,6 @@ of your own is `module:function`:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from math import log, pi
 
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.user_function import load_function
 from nasplat.data import colour
 from nasplat.data.resampling import blur_matrices, crop_matrices, resample
@@ -214,10 +213,8 @@ def _named(name: str) -> Augmentation:
     if ":" in name:
         return load_function(name, "augmentation", ("images", "generator"))
     if name not in AUGMENTATIONS:
-        near = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
-        advice = f"did you mean {near[0]}? " if near else ""
         known = f"there are {', '.join(AUGMENTATIONS)}, and module:function of your own"
-        raise NasplatError(f"there is no augmentation {name!r}", advice + known)
+        raise NasplatError(f"there is no augmentation {name!r}", nearest(name, AUGMENTATIONS) + known)
     return AUGMENTATIONS[name]
 
 

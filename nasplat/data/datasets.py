@@ -24,7 +24,6 @@ Images without labels are as good as any: `labels: false` does not read labels e
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Data
 from nasplat.core.problem import Output, Problem, classification
 from nasplat.core.user_function import load_function
@@ -146,12 +145,8 @@ def _known(source: str) -> str:
     wanted = source.lower().replace("-", "").replace(" ", "").replace("_", "")
     if wanted in plain:
         return plain[wanted]
-    near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.5)
-    advice = f"did you mean {plain[near[0]]}? " if near else ""
-    raise NasplatError(
-        f"data: there is no source {source!r}",
-        f"{advice}known are digits, module:function of your own, and torchvision's {', '.join(TORCHVISION)}",
-    )
+    advice = f"known are digits, module:function of your own, and torchvision's {', '.join(TORCHVISION)}"
+    raise NasplatError(f"data: there is no source {source!r}", nearest(source.lower(), known) + advice)
 
 
 def _digits() -> Source:

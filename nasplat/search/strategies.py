@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from nasplat.core.choice import Values
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.front import Goal
 from nasplat.core.space import SearchSpace
 from nasplat.search.evolution import regularised_evolution
@@ -46,7 +45,7 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
     options = dict(options or {})
     if name not in STRATEGIES:
         raise NasplatError(
-            f"there is no strategy {name!r}", f"there are {', '.join(STRATEGIES)}{_nearest(name, STRATEGIES)}"
+            f"there is no strategy {name!r}", f"{nearest(name, STRATEGIES)}there are {', '.join(STRATEGIES)}"
         )
     make = STRATEGIES[name]
     known = inspect.signature(make).parameters
@@ -55,14 +54,9 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
             allowed = ", ".join(known) or "none"
             raise NasplatError(
                 f"search.options: the strategy {name!r} has no option {option!r}",
-                f"its options: {allowed}{_nearest(option, known)}",
+                f"{nearest(option, known)}its options: {allowed}",
             )
     try:
         return make(**options)
     except (TypeError, ValueError) as error:
         raise NasplatError(f"search.options of the strategy {name!r}: {error}") from error
-
-
-def _nearest(word: str, known: Any) -> str:
-    found = get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from nasplat.core.architecture import Architecture
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
 from nasplat.spaces.darts import DartsSpace
@@ -44,14 +43,16 @@ def make_space(spec: Mapping[str, Any], problem: Problem) -> SearchSpace:
         raise NasplatError("a space needs the key 'family'", f"write family: {' | '.join(FAMILIES)}")
     name = spec["family"]
     if not isinstance(name, str) or name not in FAMILIES:
-        raise NasplatError(f"there is no family of spaces {name!r}", _nearest(name, list(FAMILIES)))
+        advice = f"{nearest(str(name), FAMILIES)}known are {', '.join(FAMILIES)}"
+        raise NasplatError(f"there is no family of spaces {name!r}", advice)
     parameters = {key: value for key, value in spec.items() if key != "family"}
     signature = inspect.signature(FAMILIES[name]).parameters.values()
     known = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
     for key in parameters:
         if key not in known and not takes_any:
-            raise NasplatError(f"family {name!r} has no parameter {key!r}", _nearest(key, known))
+            advice = f"{nearest(key, known)}known are {', '.join(known)}"
+            raise NasplatError(f"family {name!r} has no parameter {key!r}", advice)
     required = [
         parameter.name
         for parameter in signature
@@ -105,8 +106,3 @@ def transfer(architecture: Architecture, space: SearchSpace, larger: SearchSpace
             "change what is no choice, such as channels, cells, or the problem",
         )
     return larger.canonical(architecture.values)
-
-
-def _nearest(name: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known are {', '.join(known)}"

@@ -20,7 +20,6 @@ my_metrics:worst_class}`, a number becomes the first metric of `maximise`; a met
 
 from __future__ import annotations
 
-import difflib
 import statistics
 import time
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from nasplat.core.errors import NasplatError, TrialFailed
+from nasplat.core.errors import NasplatError, TrialFailed, nearest
 from nasplat.core.experiment import Score
 from nasplat.core.user_function import load_function
 from nasplat.training.devices import memory_guard
@@ -129,9 +128,8 @@ def _probe(
         first = (*score.maximise, *score.minimise)[0]
         return _named(load_function(probe, "probe", METRIC_ARGUMENTS)(network, dataset, device), first)
     if probe is not None and probe not in PROBES:
-        near = difflib.get_close_matches(probe, PROBES, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROBES)}, or module:function"
-        raise NasplatError(f"there is no probe {probe!r}", advice)
+        known = f"there are {', '.join(PROBES)}, or module:function"
+        raise NasplatError(f"there is no probe {probe!r}", nearest(probe, PROBES) + known)
     loader = evaluation_loader(dataset, split, device)
     if probe is None and "accuracy" not in (*score.maximise, *score.minimise):
         return {}

@@ -25,7 +25,6 @@ members of `Objective`. This one learns to tell the mean brightness of an image 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Train
 from nasplat.core.problem import Problem
 from nasplat.core.user_function import load_function
@@ -193,7 +192,6 @@ def make_objective(settings: Train, problem: Problem, dataset_size: int) -> Obje
             raise NasplatError(f"objective {name!r} has no {missing[0]}", "see nasplat/training/objectives.py")
         return objective
     if name not in OBJECTIVES:
-        near = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVES)}, or module:function"
-        raise NasplatError(f"there is no objective {name!r}", advice)
+        known = f"there are {', '.join(OBJECTIVES)}, or module:function"
+        raise NasplatError(f"there is no objective {name!r}", nearest(name, OBJECTIVES) + known)
     return OBJECTIVES[name](settings, problem, dataset_size)

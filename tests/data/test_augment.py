@@ -200,7 +200,7 @@ def test_every_objective_has_defaults_that_exist(objective: str, shape: tuple[in
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(NasplatError, match="colour_jitter") as caught:
         compose(["crop", "colour_jitter"])
-    assert "did you mean color_jitter?" in caught.value.advice
+    assert "did you mean 'color_jitter'?" in caught.value.advice
 
 
 def test_an_augmentation_of_ones_own_is_named_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

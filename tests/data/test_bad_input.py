@@ -31,7 +31,7 @@ def refused(**data: Any) -> str:
     [("cifar", "cifar10"), ("fashon mnist", "fashion_mnist"), ("digit", "digits"), ("Food-11", "food101")],
 )
 def test_unknown_source(source: str, near: str) -> None:
-    assert f"did you mean {near}?" in refused(source=source)
+    assert f"did you mean {near!r}?" in refused(source=source)
 
 
 def test_missing_path() -> None:

@@ -191,7 +191,7 @@ def test_latency_is_measured_where_it_is_asked_for() -> None:
 
 
 def test_an_unknown_probe_is_answered_with_the_nearest_name() -> None:
-    with pytest.raises(NasplatError, match="did you mean linear"):
+    with pytest.raises(NasplatError, match="did you mean 'linear'"):
         judge(fresh(digits()), digits(), Score(probe="liner"), CPU)
 
 

@@ -241,7 +241,7 @@ def test_features_are_found_in_any_network() -> None:
 
 
 def test_an_unknown_objective_is_answered_with_the_nearest_name() -> None:
-    with pytest.raises(NasplatError, match="did you mean simclr"):
+    with pytest.raises(NasplatError, match="did you mean 'simclr'"):
         make_objective(settings(objective="simcrl"), PROBLEM, 10)
     with pytest.raises(NasplatError, match="no module 'no_such_module'"):
         make_objective(settings(objective="no_such_module:f"), PROBLEM, 10)
