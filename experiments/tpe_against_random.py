@@ -60,7 +60,10 @@ def table(title: str, values: dict[str, np.ndarray]) -> list[str]:
     gain = values["tpe"] - values["random"]
     error = gain.std(0, ddof=1) / np.sqrt(len(gain))
     cells = [f"{mean:+.4f} ± {sem:.4f}" for mean, sem in zip(gain.mean(0), error, strict=True)]
-    return [*lines, "| tpe − random (± standard error) | " + " | ".join(cells) + " |"]
+    lines.append("| tpe − random (± standard error) | " + " | ".join(cells) + " |")
+    share = gain.mean(0)[-1] / error[-1]
+    verdict = "ahead of" if share > 2 else "behind" if share < -2 else "not told apart from"
+    return [*lines, "", f"After {AT[-1]} candidates, TPE is **{verdict}** random proposals (two standard errors)."]
 
 
 def main() -> None:
