@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.files import atomic_folder, read_json, write_bytes, write_json, write_text
-from nasplat.artifacts.model_card import ModelCard, model_card
+from nasplat.artifacts.model_card import ModelCard, metadata, model_card
 from nasplat.artifacts.weights import load_into, save_weights
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
@@ -34,6 +34,7 @@ ONNX = "model.onnx"
 PROGRAM = "model.pt2"
 CARD = "README.md"
 INPUT = "images"
+BATCH = "batch"
 
 # Neither is the batch of the trace (2): a size that was baked in shows.
 _BATCHES = (1, 3)
@@ -76,7 +77,7 @@ def export(
         input_shape: `(C, H, W)`.
         directory: to write; made where it is not there.
         formats: of `FORMATS`.
-        card: what the model card should say.
+        card: what the model card should say; what one needs to prepare images also goes into the files.
         output_names: of what the network returns, where it returns no dict; `output` where there are none.
 
     Raises:
@@ -84,12 +85,14 @@ def export(
             backend that is missing, outputs that differ, or a full disk.
     """
     directory = Path(directory)
+    card = card or ModelCard("network")
     _check(formats, directory)
     module = _frozen(network)
     examples = [_images(batch, input_shape) for batch in _BATCHES]
     expected = [_outputs(module, images, output_names) for images in examples]
     _check_finite(expected)
     names = tuple(expected[0])
+    texts = metadata(card, architecture)
     differences: dict[str, float] = {}
     with atomic_folder(directory) as folder:
         write_json(folder / ARCHITECTURE, architecture.to_json())
@@ -97,8 +100,7 @@ def export(
             raise NasplatError(f"{ARCHITECTURE} read back is another architecture")
         differences[ARCHITECTURE] = 0.0
         if "safetensors" in formats:
-            metadata = {"digest": architecture.digest, "format": "pt"}
-            save_weights(module, folder / WEIGHTS, metadata)
+            save_weights(module, folder / WEIGHTS, {**texts, "format": "pt"})
             differences[WEIGHTS] = _compare(
                 WEIGHTS, _weights_runner(module, folder / WEIGHTS, names), examples, expected
             )
@@ -108,11 +110,10 @@ def export(
                 _write_program(program, folder / PROGRAM)
                 differences[PROGRAM] = _compare(PROGRAM, _program_runner(folder / PROGRAM, names), examples, expected)
             if "onnx" in formats:
-                _write_onnx(program, folder / ONNX, names)
+                _write_onnx(program, folder / ONNX, names, texts)
                 differences[ONNX] = _compare(ONNX, _onnx_runner(folder / ONNX, names), examples, expected)
         shapes = {name: tuple(value.shape[1:]) for name, value in expected[0].items()}
-        text = model_card(card or ModelCard("network"), architecture, input_shape, shapes, differences)
-        write_text(folder / CARD, text)
+        write_text(folder / CARD, model_card(card, architecture, input_shape, shapes, differences))
     return Exported(directory, (*differences, CARD), differences)
 
 
@@ -212,7 +213,7 @@ def _weights_runner(module: nn.Module, path: Path, names: Sequence[str]) -> Call
 def _traced(module: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
     import torch
 
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim(BATCH, min=1)
     with _backend("torch.export"):
         return torch.export.export(module, (_images(2, input_shape),), dynamic_shapes=({0: batch},), strict=False)
 
@@ -234,16 +235,26 @@ def _program_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outp
     return lambda images: _outputs(loaded, images, names)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], texts: Mapping[str, str]) -> None:
     import torch
 
     with _backend("ONNX export"):
+        from onnx.helper import set_model_props
+
         model = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=list(names), verbose=False, external_data=False
+            program,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(names),
+            dynamic_shapes=({0: BATCH},),  # only names the dimension, which else goes by a symbol of the trace
+            verbose=False,
+            external_data=False,
         )
         if model is None:
             raise RuntimeError("the exporter returned nothing")
-        content = model.model_proto.SerializeToString()
+        proto = model.model_proto
+        set_model_props(proto, dict(texts))
+        content = proto.SerializeToString()
     write_bytes(path, content)
 
 

@@ -58,9 +58,9 @@ def front_svg(
     """
     points = [point for point in points if isfinite(point.x) and isfinite(point.y)]
     left, right, top, bottom = 74.0, width - 24.0, 54.0 if title else 24.0, height - 54.0
-    across = _axis([point.x for point in points], left, right)
+    across = _axis([point.x for point in points], left, right, x.metric)
     heights = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
-    up = _axis(heights, bottom, top)
+    up = _axis(heights, bottom, top, y.metric)
     matrix = losses(
         [{"x": point.x, "y": point.y} for point in points], (Goal("x", x.direction), Goal("y", y.direction))
     )
@@ -86,7 +86,8 @@ def front_svg(
     on_front = set(best)
     for index in sorted(range(len(points)), key=lambda index: index in on_front):
         parts.append(_dot(points[index], across, up, index in on_front))
-    summary = f"{metric_names.label(y.metric)} against {metric_names.label(x.metric)}, {len(points)} networks"
+    summary = f"{metric_names.label(y.metric)} against {metric_names.label(x.metric)}"
+    summary += f", {metric_names.counted(len(points), 'network')}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'role="img" font-family="{_FONT}" font-size="12"><title>{escape(summary)}</title>{"".join(parts)}</svg>\n'
@@ -119,14 +120,18 @@ def _steps(points: Sequence[tuple[float, float]], x: Goal) -> str:
     return path
 
 
-def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
+def _axis(values: Sequence[float], start: float, end: float, metric: str) -> _Axis:
     low, high = min(values, default=0.0), max(values, default=1.0)
     log = low > 0 and high / low > 20
     if log:
         margin = (high / low) ** 0.06
         return _Axis(low / margin, high * margin, start, end, True)
     margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
-    return _Axis(low - margin, high + margin, start, end, False)
+    lowest, highest = low - margin, high + margin
+    if metric_names.unit(metric) == "percent" and 0 <= low <= high <= 1:
+        edge = 0.02 * (highest - lowest)  # nothing is above 100 %, but a dot there must not be cut
+        lowest, highest = max(lowest, -edge), min(highest, 1 + edge)
+    return _Axis(lowest, highest, start, end, False)
 
 
 def _ticks(axis: _Axis) -> list[float]:

@@ -24,15 +24,18 @@ METRICS: dict[str, tuple[str, Unit]] = {
 
 
 def label(metric: str) -> str:
-    """What a metric is called: `Parameters` for `params`."""
+    """What a metric is called: `Parameters` for `params`; a user's own, `module:function`, has its function's name."""
+    if ":" in metric:
+        return metric.rpartition(":")[2]
     return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ").capitalize()
 
 
 def unit(metric: str) -> Unit:
     """What a metric is measured in; of others the last word of the name tells, so that `top5_accuracy` is a share."""
-    if metric in METRICS:
-        return METRICS[metric][1]
-    return METRICS.get(metric.rpartition("_")[2], ("", "number"))[1]
+    name = metric.rpartition(":")[2]
+    if name in METRICS:
+        return METRICS[name][1]
+    return METRICS.get(name.rpartition("_")[2], ("", "number"))[1]
 
 
 def text(metric: str, value: float) -> str:
@@ -50,6 +53,11 @@ def text(metric: str, value: float) -> str:
             return _duration(value)
         case _:
             return f"{value:.4g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 network`, `3 networks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _scaled(value: float, suffixes: list[str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nasplat.artifacts.metric_names import label, text
+from nasplat.artifacts.run_directory import short
 from nasplat.core.architecture import Architecture
 from nasplat.core.cost import Cost
 
@@ -25,8 +26,11 @@ class ModelCard:
         versions: as `nasplat.artifacts.environment.versions` tells them.
         space: the family and its parameters.
         training: the settings of the training.
-        mean, std: a channel; images are scaled to 0..1, then `(image - mean) / std`.
+        mean, std: a channel, of pixels in 0..1; the network's input is `(pixels / 255 - mean) / std` of bytes.
+        pixels: how raw values that are no bytes become bytes, in sentences.
         classes: names, in the order of the logits.
+        trial: of the search, where the architecture was found.
+        searched: its digest there; another than that of the exported one where it was rebuilt at another size.
         notes: sentences that a reader should know.
     """
 
@@ -40,9 +44,14 @@ class ModelCard:
     training: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    pixels: str = ""
     classes: Sequence[str] = ()
+    trial: int | None = None
+    searched: str = ""
     notes: Sequence[str] = ()
 
+
+LARGEST_PIXEL = 255  # images are uint8 wherever nasplat trains on them
 
 # File -> what it is, how it is loaded without nasplat in three lines.
 LOADING: dict[str, tuple[str, str]] = {
@@ -68,6 +77,27 @@ LOADING: dict[str, tuple[str, str]] = {
 }
 
 
+def metadata(card: ModelCard, architecture: Architecture) -> dict[str, str]:
+    """What travels within the files themselves, as texts: lists as JSON, numbers at full precision."""
+    texts = {"digest": architecture.digest}
+    if _rebuilt(card, architecture):
+        texts["searched_digest"] = card.searched
+    if card.mean and card.std:
+        texts |= {
+            "preprocessing": "(pixels * input_scale - mean) / std, pixels as bytes 0..255, mean and std a channel",
+            "input_scale": repr(1 / LARGEST_PIXEL),
+            "mean": json.dumps([float(value) for value in card.mean]),
+            "std": json.dumps([float(value) for value in card.std]),
+        }
+    if card.classes:
+        texts["classes"] = json.dumps([str(name) for name in card.classes], ensure_ascii=False)
+    return texts
+
+
+def _rebuilt(card: ModelCard, architecture: Architecture) -> bool:
+    return bool(card.searched) and card.searched != architecture.digest
+
+
 def model_card(
     card: ModelCard,
     architecture: Architecture,
@@ -85,7 +115,7 @@ def model_card(
         differences: of every exported file, the largest absolute difference of its outputs from the module's.
     """
     parts = [
-        f"# {card.name}: {architecture.digest[:8]}",
+        f"# {card.name}: {_heading(card, architecture)}",
         "An image network found by nasplat. Every file here was loaded back, and its outputs were compared with those "
         "of the network it was made from.",
         _table(("", ""), _facts(card, architecture, input_shape, outputs)),
@@ -98,7 +128,7 @@ def model_card(
             "MACs are multiply-accumulates at batch 1 of convolutions, linear layers and matrix products "
             '(what the literature calls "FLOPs"); peak activations are at batch 1 in float32.'
         )
-    parts += ["## Input and output", _preparation(card, input_shape, outputs)]
+    parts += ["## Input and output", _preparation(card, input_shape, outputs, differences)]
     parts.append("## Files, and how to load them without nasplat")
     for name, (what, code) in LOADING.items():
         if name in differences:
@@ -118,6 +148,11 @@ def _facts(
     card: ModelCard, architecture: Architecture, input_shape: Sequence[int], outputs: Mapping[str, Sequence[int]]
 ) -> list[tuple[str, str]]:
     facts = [("digest", f"`{architecture.digest}`")]
+    if card.trial is not None:
+        found = f"trial {card.trial} of the search"
+        if _rebuilt(card, architecture):
+            found += f", as `{card.searched}`; rebuilt at another size, which has the digest above"
+        facts.append(("found as", found))
     facts += [(f"data: {key}", str(value)) for key, value in card.data.items()]
     if card.seed is not None:
         facts.append(("seed", str(card.seed)))
@@ -128,20 +163,35 @@ def _facts(
     return facts
 
 
+def _heading(card: ModelCard, architecture: Architecture) -> str:
+    """Both digests where there are two: that of the search, after which the folder is named, and the network's own."""
+    own = short(architecture.digest)
+    return f"{short(card.searched)}, rebuilt as {own}" if _rebuilt(card, architecture) else own
+
+
 def _costs(cost: Cost | None) -> dict[str, float]:
     return {} if cost is None else {"macs": cost.macs, "params": cost.params, "peak_bytes": cost.peak_bytes}
 
 
-def _preparation(card: ModelCard, input_shape: Sequence[int], outputs: Mapping[str, Sequence[int]]) -> str:
+def _preparation(
+    card: ModelCard, input_shape: Sequence[int], outputs: Mapping[str, Sequence[int]], files: Collection[str]
+) -> str:
     lines = [f"Input: float32 images `{_shape(input_shape)}`, any N."]
     if card.mean and card.std:
         mean, std = ([round(float(value), 6) for value in values] for values in (card.mean, card.std))
         lines.append(
-            f"Scale the pixels to 0..1, then `(image - mean) / std` with mean {mean} and std {std}, a channel."
+            f"Take pixels as bytes, whole numbers 0..{LARGEST_PIXEL}. Divide them by {LARGEST_PIXEL}, then subtract "
+            f"the mean and divide by the standard deviation of their channel: `(pixels / {LARGEST_PIXEL} - mean) / "
+            f"std` with mean {mean} and std {std}."
         )
+    if card.pixels:
+        lines.append(card.pixels)
     lines.append("Output: " + ", ".join(f"`{name}` `{_shape(shape)}`" for name, shape in outputs.items()) + ".")
     if card.classes:
         lines.append("Classes, in order: " + ", ".join(str(name) for name in card.classes) + ".")
+    carriers = [f"`{name}`" for name in ("model.onnx", "weights.safetensors") if name in files]
+    if carriers and card.mean:
+        lines.append(f"The metadata within {' and '.join(carriers)} say the same, at full precision.")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from nasplat.artifacts import metric_names
 from nasplat.artifacts.files import write_text
+from nasplat.artifacts.run_directory import short
 from nasplat.core.drawing import Drawing
 from nasplat.core.front import Direction, Goal, front_indices, hypervolume, losses
 
@@ -26,12 +27,36 @@ _HYPERVOLUME_GOALS = 3  # more make it slow, and say little
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What a confirmation found for one metric: mean over new seeds, and an interval."""
+    """A mean over new seeds, and its 95 % interval; a single seed has none."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAgain:
+    """One architecture of the front, rebuilt at its final size and trained anew.
+
+    Args:
+        trial: its number in the search.
+        digest: of the architecture in the search.
+        final_digest: of the rebuilt one.
+        seeds: how many trainings ended well.
+        metrics: what was measured of the rebuilt network.
+        costs: of the rebuilt network, which may be larger than the one of the search.
+    """
+
+    trial: int
+    digest: str
+    final_digest: str
     seeds: int
+    metrics: Mapping[str, Interval]
+    costs: Mapping[str, float]
+
+    def value(self, name: str) -> float | None:
+        """A cost, or the mean of a metric; None where it was not measured."""
+        return self.metrics[name].mean if name in self.metrics else self.costs.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +103,19 @@ class ReportData:
         goals: the axes of the search.
         trials: all of them, by number.
         front: the Pareto front, by rank.
-        intervals: of confirmed architectures: digest -> metric -> interval.
         experiment: the resolved experiment as plain data.
         versions, machine: as `nasplat.artifacts.environment` tells them.
         status: one sentence: finished, running, interrupted.
         seconds: wall time of the search.
         made: when, in any words.
         notes: sentences that a reader should know first.
-        confirmed: a picture (SVG) of the architectures that were trained again, with error bars.
+        confirmed: the architectures that were trained again.
     """
 
     name: str
     goals: Sequence[Goal]
     trials: Sequence[ReportTrial]
     front: Sequence[FrontMember] = ()
-    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     experiment: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
@@ -100,7 +123,7 @@ class ReportData:
     seconds: float = 0.0
     made: str = ""
     notes: Sequence[str] = ()
-    confirmed: str = ""
+    confirmed: Sequence[TrainedAgain] = ()
 
     @property
     def complete(self) -> list[ReportTrial]:
@@ -113,16 +136,25 @@ class ReportData:
 
     @property
     def metrics(self) -> list[str]:
-        """Every metric that some candidate has: the goals first, then the others as they come."""
+        """Every metric of the search that some candidate has: the goals first, then the others as they come."""
         names = [goal.metric for goal in self.goals]
         names += [name for trial in self.trials if trial.state == "complete" for name in trial.metrics]
-        names += [name for intervals in self.intervals.values() for name in intervals]
+        return list(dict.fromkeys(names))
+
+    @property
+    def confirmed_metrics(self) -> list[str]:
+        """What is known of the networks that were trained again: what was measured first, then what they cost."""
+        names = [name for row in self.confirmed for name in row.metrics]
+        names += [name for row in self.confirmed for name in row.costs]
         return list(dict.fromkeys(names))
 
     def direction(self, metric: str) -> Direction:
-        """Which way is better: as the goals say; of others a share is better when larger, all else when smaller."""
+        """Which way is better: as the goals say; of others a share is better when larger, all else when smaller.
+
+        A goal that was measured on test images is still that goal.
+        """
         for goal in self.goals:
-            if goal.metric == metric:
+            if goal.metric in (metric, metric.removeprefix("test_")):
                 return goal.direction
         return "maximize" if metric_names.unit(metric) == "percent" else "minimize"
 
@@ -195,55 +227,72 @@ def hypervolume_curve(data: ReportData) -> list[tuple[int, float]]:
 
 
 def _page_data(data: ReportData) -> dict[str, Any]:
-    """What the page's script reads."""
+    """What the page's script reads. Candidates of the search and networks that were trained again are told alike, but
+    apart: an accuracy belongs to the costs of the network that was measured."""
     on_front = {member.digest for member in data.front}
-    intervals = {
-        digest: {
-            name: {
-                "mean": each.mean,
-                "low": each.low if isfinite(each.low) else each.mean,
-                "high": each.high if isfinite(each.high) else each.mean,
-                "seeds": each.seeds,
-                "text": interval_text(name, each),
-            }
-            for name, each in found.items()
-            if isfinite(each.mean)
-        }
-        for digest, found in data.intervals.items()
-    }
     return {
         "name": data.name,
-        "goals": [{"metric": goal.metric, "direction": goal.direction} for goal in data.goals],
-        "metrics": [
-            {
-                "name": name,
-                "label": metric_names.label(name),
-                "unit": metric_names.unit(name),
-                "direction": data.direction(name),
-            }
-            for name in data.metrics
-        ],
-        "trials": [
-            {
-                "number": trial.number,
-                "digest": trial.digest,
-                "state": trial.state,
-                "front": trial.state == "complete" and trial.digest in on_front,
-                "metrics": {name: value for name, value in trial.metrics.items() if isfinite(value)},
-                "text": {name: metric_names.text(name, value) for name, value in trial.metrics.items()},
-            }
-            for trial in data.trials
-        ],
-        "intervals": intervals,
+        "goal": data.goals[0].metric,
+        "metrics": _metrics(data, data.metrics),
+        "trials": [_trial(trial, trial.state == "complete" and trial.digest in on_front) for trial in data.trials],
+        "confirmedMetrics": _metrics(data, data.confirmed_metrics),
+        "confirmed": [_again(row) for row in data.confirmed],
         "best": best_so_far(data),
         "hypervolume": hypervolume_curve(data),
     }
 
 
+def _metrics(data: ReportData, names: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "label": metric_names.label(name),
+            "unit": metric_names.unit(name),
+            "direction": data.direction(name),
+        }
+        for name in names
+    ]
+
+
+def _trial(trial: ReportTrial, front: bool) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "digest": trial.digest,
+        "state": trial.state,
+        "front": front,
+        "note": "on the front" if front else "",
+        "metrics": {name: value for name, value in trial.metrics.items() if isfinite(value)},
+        "text": {name: metric_names.text(name, value) for name, value in trial.metrics.items()},
+    }
+
+
+def _again(row: TrainedAgain) -> dict[str, Any]:
+    values = {**{name: each.mean for name, each in row.metrics.items()}, **row.costs}
+    texts = {name: interval_text(name, each) for name, each in row.metrics.items()}
+    return {
+        "number": row.trial,
+        "digest": row.digest,
+        "note": f"{_rebuilt(row)}{metric_names.counted(row.seeds, 'new seed')}",
+        "metrics": {name: value for name, value in values.items() if isfinite(value)},
+        "bounds": {name: bounds for name, each in row.metrics.items() if (bounds := _bounds(each))},
+        "text": {**texts, **{name: metric_names.text(name, value) for name, value in row.costs.items()}},
+    }
+
+
+def _rebuilt(row: TrainedAgain) -> str:
+    return f"rebuilt as {short(row.final_digest)}, " if row.final_digest != row.digest else ""
+
+
+def _bounds(interval: Interval) -> tuple[float, float] | None:
+    low, high = interval.low, interval.high
+    return (low, high) if low is not None and high is not None and isfinite(low) and isfinite(high) else None
+
+
 def interval_text(metric: str, interval: Interval) -> str:
     """A mean with its interval, as people read it."""
-    mean, low, high = (metric_names.text(metric, value) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]" if isfinite(interval.low) and isfinite(interval.high) else mean
+    mean = metric_names.text(metric, interval.mean)
+    bounds = _bounds(interval)
+    return f"{mean} [{', '.join(metric_names.text(metric, value) for value in bounds)}]" if bounds else mean
 
 
 def _for_script(content: Any) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nasplat.artifacts import metric_names
+from nasplat.artifacts import metric_names, report_confirmed
 from nasplat.artifacts.drawing import draw_svg
 from nasplat.artifacts.front_picture import PicturePoint, front_svg
-from nasplat.artifacts.report import FrontMember, ReportData, ReportTrial, interval_text
+from nasplat.artifacts.report import FrontMember, ReportData, ReportTrial
+from nasplat.artifacts.report_parts import column, digest, fact, listing, metric_column, number, plot
 from nasplat.artifacts.run_directory import short
 from nasplat.core.front import Goal
-
-if TYPE_CHECKING:
-    from nasplat.artifacts.report import Interval
 
 _OPEN_MEMBERS = 3
 
@@ -28,7 +26,7 @@ def body(data: ReportData) -> str:
     """Everything between the page's head and its scripts."""
     sections = [_head(data), _tiles(data), *(f'<p class="note">{escape(note)}</p>' for note in data.notes)]
     if data.complete:
-        sections += [_pareto(data), _confirmed(data), _progress(data)]
+        sections += [_pareto(data), report_confirmed.section(data), _progress(data)]
     else:
         sections.append('<p class="note">No trial is complete yet, so there is no front to show.</p>')
     if data.front:
@@ -42,7 +40,7 @@ def _head(data: ReportData) -> str:
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     parts = [
         data.status,
-        f"{len(data.trials)} {'trial' if len(data.trials) == 1 else 'trials'}" + (f": {told}" if told else ""),
+        metric_names.counted(len(data.trials), "trial") + (f": {told}" if told else ""),
     ]
     if data.seconds:
         parts.append(f"{metric_names.text('seconds', data.seconds)} of search")
@@ -61,52 +59,44 @@ def _tiles(data: ReportData) -> str:
     complete = data.complete
     if not complete:
         return ""
+    # Of the front: the least of one goal alone may belong to a network that another beats on all the others.
+    candidates = [(one.metrics, one.trial) for one in data.front] or [(one.metrics, one.number) for one in complete]
     tiles = []
     for goal in data.goals:
-        values = [(trial.metrics[goal.metric], trial) for trial in complete]
+        values = [(metrics[goal.metric], trial) for metrics, trial in candidates]
         value, trial = (max if goal.direction == "maximize" else min)(values, key=lambda pair: pair[0])
         which = "best" if goal.direction == "maximize" else "least"
-        about = f"{which} {metric_names.label(goal.metric)}, trial {trial.number}"
+        about = f"{which} {metric_names.label(goal.metric)}, trial {trial}"
         tiles.append((metric_names.text(goal.metric, value), about))
-    tiles.append((str(len(data.front)), "networks on the front"))
-    if data.intervals:
-        tiles.append((str(len(data.intervals)), "confirmed with new seeds"))
+    tiles.append(_count(len(data.front), "on the front"))
+    if data.confirmed:
+        tiles.append(_count(len(data.confirmed), "trained again"))
     cells = "".join(
         f'<div class="card tile"><b>{escape(big)}</b><span>{escape(text)}</span></div>' for big, text in tiles
     )
     return f'<div class="tiles">{cells}</div>'
 
 
+def _count(networks: int, which: str) -> tuple[str, str]:
+    return str(networks), f"{'network' if networks == 1 else 'networks'} {which}"
+
+
 def _pareto(data: ReportData) -> str:
     x, y = _axes(data)
     points = [
-        _picture_point(trial, x, y, data.intervals.get(trial.digest, {}).get(y.metric))
+        PicturePoint(trial.metrics[x.metric], trial.metrics[y.metric])
         for trial in data.complete
         if x.metric in trial.metrics and y.metric in trial.metrics
     ]
     goals = ", ".join(
         f"{metric_names.label(goal.metric)} {'up' if goal.direction == 'maximize' else 'down'}" for goal in data.goals
     )
-    bars = " Diamonds, on axes that were confirmed, are means over new seeds." if data.intervals else ""
     return (
         '<section id="pareto-front"><h2>Pareto front</h2>'
-        f'<p class="lead">One dot a network; those on the front of all goals ({escape(goals)}) stand out. The '
-        f"line is the front of the two axes that are shown.{bars} Click a dot of the front to see its architecture.</p>"
-        '<div class="card"><div class="controls">'
-        f"<label>across {_select(data, 'x-axis', x.metric)}</label>"
-        f"<label>up {_select(data, 'y-axis', y.metric)}</label>"
-        '<label><input type="checkbox" id="log"> logarithmic</label></div>'
-        f'<div id="pareto" class="plot"></div><noscript>{front_svg(points, x, y)}</noscript></div></section>'
-    )
-
-
-def _confirmed(data: ReportData) -> str:
-    if not data.confirmed:
-        return ""
-    return (
-        '<section id="confirmed"><h2>Trained again</h2><p class="lead">The best of the front, trained anew with '
-        "new seeds on the full schedule, at the size of the final networks. Bars are 95 % intervals of the mean.</p>"
-        f'<div class="card">{data.confirmed}</div></section>'
+        f'<p class="lead">One dot a network, as the search measured it; those on the front of all goals '
+        f"({escape(goals)}) stand out. The line is the front of the two axes that are shown. Click a dot of the front "
+        f"to see its architecture.</p>{plot('pareto', data.metrics, x.metric, y.metric, front_svg(points, x, y))}"
+        "</section>"
     )
 
 
@@ -116,20 +106,6 @@ def _axes(data: ReportData) -> tuple[Goal, Goal]:
     others = [Goal(name, data.direction(name)) for name in data.metrics if name != up.metric] or [up]
     down = next((goal for goal in others if goal.direction == "minimize"), others[0])
     return down, up
-
-
-def _picture_point(trial: ReportTrial, x: Goal, y: Goal, interval: Interval | None) -> PicturePoint:
-    bounds = (interval.low, interval.high) if interval else (None, None)
-    return PicturePoint(trial.metrics[x.metric], trial.metrics[y.metric], *bounds)
-
-
-def _select(data: ReportData, name: str, chosen: str) -> str:
-    options = "".join(
-        f'<option value="{escape(metric)}"{" selected" if metric == chosen else ""}>'
-        f"{escape(metric_names.label(metric))}</option>"
-        for metric in data.metrics
-    )
-    return f'<select id="{name}">{options}</select>'
 
 
 def _progress(data: ReportData) -> str:
@@ -149,29 +125,26 @@ def _progress(data: ReportData) -> str:
 
 def _front(data: ReportData) -> str:
     members = "\n".join(_member(data, member, index < _OPEN_MEMBERS) for index, member in enumerate(data.front))
+    networks = metric_names.counted(len(data.front), "network")
     return (
-        f'<section id="architectures"><h2>Architectures of the front</h2><p class="lead">{len(data.front)} networks, '
+        f'<section id="architectures"><h2>Architectures of the front</h2><p class="lead">{networks}, '
         f"the best {escape(metric_names.label(data.goals[0].metric))} first. Arrows lead from a cell's inputs to its "
         f"output; boxes are operations.</p>{members}</section>"
     )
 
 
 def _member(data: ReportData, member: FrontMember, is_open: bool) -> str:
-    confirmed = data.intervals.get(member.digest, {})
     names = [goal.metric for goal in data.goals if goal.metric in member.metrics]
-    shown = "".join(_fact(metric_names.label(name), metric_names.text(name, member.metrics[name])) for name in names)
-    again = "".join(
-        f"<div>{_fact(f'{metric_names.label(name)} of {each.seeds} new seeds', interval_text(name, each))}</div>"
-        for name, each in confirmed.items()
-    )
+    shown = "".join(fact(metric_names.label(name), metric_names.text(name, member.metrics[name])) for name in names)
+    again = "".join(report_confirmed.summary(row) for row in data.confirmed if row.digest == member.digest)
     drawings = "".join(
         f'<div><h3>{escape(name)}</h3><div class="drawing">{draw_svg(drawing)}</div></div>'
         for name, drawing in member.drawings.items()
     )
     files = "".join(f'<a href="{escape(path)}">{escape(name)}</a>' for name, path in member.files.items())
-    values = _list(member.values)
+    values = listing(member.values)
     parts = [
-        f"<div>{again}</div>" if again else "",
+        again,
         f'<div class="drawings">{drawings}</div>' if drawings else "",
         f'<div class="files">{files}</div>' if files else "",
         f'<details><summary class="soft">choices</summary>{values}</details>' if values else "",
@@ -184,20 +157,13 @@ def _member(data: ReportData, member: FrontMember, is_open: bool) -> str:
     )
 
 
-def _fact(name: str, text: str) -> str:
-    return f'<span class="metric">{escape(name)} <b>{escape(text)}</b></span>'
-
-
 _STATES = ("complete", "running", "failed", "infeasible", "repeat")
 
 
 def _table(data: ReportData) -> str:
-    metrics = data.metrics
-    heads = [_column("Trial", "number"), _column("Architecture"), _column("State")]
-    for name in metrics:
-        better = ' data-better="more"' if data.direction(name) == "maximize" else ""
-        heads.append(_column(metric_names.label(name), "number", better))
-    heads.append(_column("Time", "number"))
+    heads = [column("Trial", "number"), column("Architecture"), column("State")]
+    heads += [metric_column(name, data.direction(name)) for name in data.metrics]
+    heads.append(column("Time", "number"))
     on_front = {member.digest for member in data.front}
     rows = "\n".join(_row(data, trial, trial.digest in on_front) for trial in data.trials)
     there = [state for state in _STATES if any(trial.state == state for trial in data.trials)]
@@ -213,31 +179,19 @@ def _table(data: ReportData) -> str:
     )
 
 
-def _column(label: str, kind: str = "", more: str = "") -> str:
-    return f'<th scope="col" class="{kind}"{more}><button type="button">{escape(label)}</button></th>'
-
-
 def _row(data: ReportData, trial: ReportTrial, on_front: bool) -> str:
     front = on_front and trial.state == "complete"
     badge, state = ("front", "on the front") if front else (trial.state, trial.state)
     cells = [
         f'<td class="number">{trial.number}</td>',
-        f'<td class="digest" title="{escape(trial.digest)}">{escape(short(trial.digest))}</td>',
+        digest(trial.digest, short(trial.digest)),
         f'<td><span class="badge {escape(badge)}" title="{escape(trial.reason)}">{escape(state)}</span></td>',
     ]
-    confirmed = data.intervals.get(trial.digest, {}) if trial.state == "complete" else {}
-    values = {**{name: interval.mean for name, interval in confirmed.items()}, **trial.metrics}
-    cells += [_number(name, values.get(name)) for name in data.metrics]
-    cells.append(_number("seconds", trial.seconds or None))
-    words = escape(f"{trial.number} {trial.digest}".lower())
-    marks = f'data-state="{escape(trial.state)}" data-words="{words}"' + (' data-front="1"' if front else "")
+    cells += [number(name, trial.metrics.get(name)) for name in data.metrics]
+    cells.append(number("seconds", trial.seconds or None))
+    marks = f'data-state="{escape(trial.state)}" data-number="{trial.number}" data-digest="{escape(trial.digest)}"'
+    marks += ' data-front="1"' if front else ""
     return f"<tr {marks}>{''.join(cells)}</tr>"
-
-
-def _number(metric: str, value: float | None) -> str:
-    if value is None or value != value:
-        return '<td class="number" data-value=""></td>'
-    return f'<td class="number" data-value="{value!r}">{escape(metric_names.text(metric, value))}</td>'
 
 
 def _unfinished(data: ReportData) -> str:
@@ -281,30 +235,12 @@ def _settings(data: ReportData) -> str:
     shown = "".join(
         f'<div class="card"><h3>{escape(str(name))}</h3>{listed}</div>'
         for name, values in cards
-        if (listed := _list(values))
+        if (listed := listing(values))
     )
     return (
         '<section id="settings"><h2>Settings and versions</h2><p class="lead">The experiment as it was carried out, '
         f'defaults included.</p><div class="settings">{shown}</div></section>'
     )
-
-
-def _list(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in _flat(values))
-    return f"<dl>{rows}</dl>" if rows else ""
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as dotted keys and texts; what is not set is left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{key}", ", ".join(str(each) for each in value) or "none"
-        elif isinstance(value, bool):
-            yield f"{prefix}{key}", "yes" if value else "no"
-        elif value is not None:
-            yield f"{prefix}{key}", str(value)
 
 
 def _footer(data: ReportData) -> str:

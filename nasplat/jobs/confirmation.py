@@ -8,11 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.files import read_json, write_json, write_text
 from nasplat.artifacts.run_directory import RunDirectory
+from nasplat.core.errors import NasplatError
+from nasplat.core.space import SearchSpace
 
+if TYPE_CHECKING:
+    from nasplat.jobs.runs import Candidate, Run
+
+FINAL = "-final"  # stands behind the name of a candidate where the network that was trained again is meant
 CONFIDENCE = 0.95
 
 
@@ -94,11 +100,13 @@ def write_confirmation(run: RunDirectory, confirmation: Confirmation) -> list[Pa
     writer = csv.writer(text, lineterminator="\n")
     parts = ("mean", "low", "high")
     costs = list(dict.fromkeys(name for row in confirmation.rows for name in row.costs))
-    writer.writerow(["trial", "digest", "seeds", *(f"{name}_{part}" for name in names for part in parts), *costs])
+    fixed = ("trial", "digest", "final_digest", "seeds")
+    writer.writerow([*fixed, *(f"{name}_{part}" for name in names for part in parts), *costs])
     for row in confirmation.rows:
         found = [row.metrics.get(name) for name in names]
         numbers = ["" if one is None else getattr(one, part) for one in found for part in parts]
-        writer.writerow([row.trial, row.digest, len(row.seeds), *numbers, *(row.costs.get(name, "") for name in costs)])
+        which = (row.trial, row.digest, row.final_digest, len(row.seeds))
+        writer.writerow([*which, *numbers, *(row.costs.get(name, "") for name in costs)])
     table = path_of(run).with_suffix(".csv")
     write_text(table, text.getvalue())
     return [path_of(run), table]
@@ -123,3 +131,22 @@ def read_confirmation(run: RunDirectory) -> Confirmation | None:
         for row in data["rows"]
     )
     return Confirmation(data["settings"], data["versions"], data["machine"], rows)
+
+
+def final_network(run: Run, candidate: Candidate) -> tuple[SearchSpace, Confirmed, Confirmation]:
+    """How a candidate was rebuilt and trained again: the space of final size, its own row, and all of it.
+
+    Raises:
+        NasplatError: it was not trained again.
+    """
+    from nasplat.spaces.families import make_space
+
+    confirmation = read_confirmation(run.files)
+    if confirmation is not None:
+        for row in confirmation.rows:
+            if row.digest == candidate.architecture.digest:
+                return make_space(confirmation.settings["space"], run.space.problem), row, confirmation
+    raise NasplatError(
+        f"{candidate.name} was not trained on the full schedule",
+        f"nasplat train {run.directory} --arch {candidate.number} trains it",
+    )

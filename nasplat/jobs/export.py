@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nasplat.artifacts.metric_names import counted
 from nasplat.artifacts.run_directory import short
 from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Data
 from nasplat.core.space import SearchSpace
-from nasplat.jobs.confirmation import read_confirmation
+from nasplat.jobs.confirmation import FINAL, final_network, read_confirmation
 from nasplat.jobs.experiment import to_plain
 from nasplat.jobs.runs import Candidate, Run, is_run, open_run
 
@@ -94,7 +96,7 @@ def export_candidates(
         architecture = source.space.canonical(candidate.architecture.values)
         network = source.space.build(architecture)
         load_into(network, source.weights, source.digest)
-        name = f"{candidate.name}-final" if final else candidate.name
+        name = candidate.name + FINAL * final
         card = ModelCard(
             name=run.experiment.name,
             data={
@@ -112,7 +114,10 @@ def export_candidates(
             training=source.training,
             mean=dataset.mean,
             std=dataset.std,
+            pixels=pixels_of(run.experiment.data),
             classes=dataset.classes,
+            trial=candidate.number,
+            searched=candidate.architecture.digest,
             notes=(source.note,),
         )
         outputs = tuple(output.name for output in run.space.problem.outputs)
@@ -143,26 +148,22 @@ def _searched(run: Run, candidate: Candidate) -> _Source:
 
 
 def _trained(run: Run, candidate: Candidate) -> _Source:
-    from nasplat.spaces.families import make_space
-
-    confirmation = read_confirmation(run.files)
-    rows = [row for row in confirmation.rows if row.digest == candidate.architecture.digest] if confirmation else []
-    if confirmation is None or not rows or not rows[0].weights:
+    space, row, confirmation = final_network(run, candidate)
+    if not row.weights:
         raise NasplatError(
-            f"{candidate.name} was not trained on the full schedule",
-            f"nasplat train {run.directory} --arch {candidate.number}, then export again",
+            f"the first training of {candidate.name} failed, and the weights of the others were not kept",
+            f"nasplat train {run.directory} --arch {candidate.number} with other settings, then export again",
         )
-    row = rows[0]
     return _Source(
         candidate=candidate,
-        space=make_space(confirmation.settings["space"], run.space.problem),
+        space=space,
         weights=run.directory / row.weights,
         digest=row.final_digest,
         metrics={name: one.mean for name, one in row.metrics.items()},
         training=dict(confirmation.settings["train"]),
         seed=row.seeds[0],
-        note=f"Trained on training and validation images. The metrics are means over {len(row.seeds)} seeds, measured "
-        "on test images; the weights are those of the first seed.",
+        note="Trained on training and validation images. The metrics are means over "
+        f"{counted(len(row.seeds), 'seed')}, measured on test images; the weights are those of the first seed.",
     )
 
 
@@ -171,3 +172,15 @@ def _confirmed(run: Run) -> list[Candidate]:
     if confirmation is None:
         raise NasplatError(f"{run.directory} holds no full training yet", f"nasplat train {run.directory}")
     return [run.candidate(str(row.trial)) for row in confirmation.rows if row.weights]
+
+
+def pixels_of(data: Data) -> str:
+    """How the loaders of nasplat.data make bytes of raw values, in sentences for one who has no nasplat."""
+    if (data.source or "").lower() == "digits":
+        text = "The raw values 0..16 of scikit-learn's digits become bytes by `round(raw / 16 * 255)`."
+    else:
+        text = (
+            "Of raw data that are no bytes, floats 0..1 become bytes by `round(raw * 255)` and booleans become 0 and "
+            "255; image files are decoded to 8-bit grey or RGB."
+        )
+    return text + (f" Images are resized to {data.image_size} × {data.image_size}, bilinear." * bool(data.image_size))

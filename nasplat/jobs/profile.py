@@ -11,6 +11,7 @@ from nasplat.jobs.yaml_file import nearest
 if TYPE_CHECKING:
     from torch import nn
 
+    from nasplat.jobs.runs import Run
     from nasplat.networks.profile import Profile
 
 
@@ -29,8 +30,9 @@ def profile_model(name: str, input_shape: tuple[int, int, int] | None) -> tuple[
     """Profiles a network.
 
     Args:
-        name: `runs/NAME/ARCH` with a trial's number or the first letters of its digest, `module:function` that takes
-            nothing and returns a module, or a classification model of torchvision.
+        name: `runs/NAME`, of which the best of its front is taken, `runs/NAME/ARCH` with a trial's number or the first
+            letters of its digest (and `-final` behind it for what `nasplat train` made of it), `module:function` that
+            takes nothing and returns a module, or a classification model of torchvision.
         input_shape: `(C, H, W)`; None stands for the shape of the run's images, or 3,224,224.
 
     Returns:
@@ -46,16 +48,31 @@ def _network(name: str, input_shape: tuple[int, int, int] | None) -> tuple[nn.Mo
     from nasplat.jobs.runs import is_run, open_run
 
     path = Path(name)
-    if is_run(path.parent) and not is_run(path):
-        run = open_run(path.parent)
-        candidate = run.candidate(path.name)
-        shape = input_shape or run.space.problem.input_shape
-        return run.space.build(candidate.architecture), f"{candidate.name} of {path.parent}", shape
-    if is_run(path):
-        raise NasplatError(f"{name} is a run; which of its architectures?", f"for instance {name}/0, by its number")
+    if is_run(path) or is_run(path.parent):
+        run = open_run(path if is_run(path) else path.parent)
+        module, title = _best(run) if is_run(path) else _of_run(run, path.name)
+        return module, title, input_shape or run.space.problem.input_shape
     if ":" in name:
         return _user_module(name), name, input_shape or (3, 224, 224)
     return _torchvision_model(name), f"{name} of torchvision", input_shape or (3, 224, 224)
+
+
+def _best(run: Run) -> tuple[nn.Module, str]:
+    if not run.front:
+        raise NasplatError(f"{run.directory} has no front yet", "nasplat status tells how far its search is")
+    best = run.front[0]
+    return run.space.build(best.architecture), f"{best.name}, the best of the front of {run.directory}"
+
+
+def _of_run(run: Run, name: str) -> tuple[nn.Module, str]:
+    from nasplat.jobs.confirmation import FINAL, final_network
+
+    candidate = run.candidate(name.removesuffix(FINAL))
+    if not name.endswith(FINAL):
+        return run.space.build(candidate.architecture), f"{candidate.name} of {run.directory}"
+    space, _, _ = final_network(run, candidate)
+    module = space.build(space.canonical(candidate.architecture.values))
+    return module, f"{candidate.name}{FINAL} of {run.directory}, as nasplat train rebuilt it"
 
 
 def _user_module(name: str) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from nasplat.artifacts.environment import machine, versions
 from nasplat.artifacts.files import atomic_folder, write_json, write_text
 from nasplat.artifacts.front_csv import FrontRow, write_front
 from nasplat.artifacts.front_picture import PicturePoint, front_svg
-from nasplat.artifacts.report import FrontMember, Interval, ReportData, ReportTrial, write_report
+from nasplat.artifacts.metric_names import counted
+from nasplat.artifacts.report import FrontMember, Interval, ReportData, ReportTrial, TrainedAgain, write_report
+from nasplat.artifacts.report_confirmed import picture as confirmed_picture
 from nasplat.core.front import Goal
 from nasplat.jobs.confirmation import Confirmation, Confirmed, read_confirmation
 from nasplat.jobs.experiment import to_plain
@@ -25,7 +26,7 @@ def write_results(run: Run) -> dict[str, Path]:
         The paths that a person looks at, by name.
     """
     files = run.files
-    confirmation = read_confirmation(files)
+    data = report_data(run, read_confirmation(files))
     write_front([_row(run, rank, one) for rank, one in enumerate(run.front, start=1)], files.front_csv)
     with atomic_folder(files.front) as folder:
         for rank, one in enumerate(run.front, start=1):
@@ -35,9 +36,10 @@ def write_results(run: Run) -> dict[str, Path]:
         axes = picture_axes(run)
         if axes is not None:
             write_text(folder / "front.svg", picture(run, *axes))
-            if confirmation is not None:
-                write_text(folder / "confirmed.svg", confirmed_picture(confirmation, *axes))
-    write_report(report_data(run, confirmation), files.report)
+        confirmed = confirmed_picture(data, "trained again with new seeds: means and 95 % intervals")
+        if confirmed:
+            write_text(folder / "confirmed.svg", confirmed)
+    write_report(data, files.report)
     return {"front": files.front_csv, "report": files.report}
 
 
@@ -54,19 +56,6 @@ def picture(run: Run, across: Goal, up: Goal) -> str:
     """The candidates and the front of two goals as an SVG."""
     points = [PicturePoint(one.metrics[across.metric], one.metrics[up.metric]) for one in run.candidates]
     return front_svg(points, across, up, title=f"{run.experiment.name}: {len(run.candidates)} candidates")
-
-
-def confirmed_picture(confirmation: Confirmation, across: Goal, up: Goal) -> str:
-    """What was trained again, at its own size, with error bars."""
-    metric = f"test_{up.metric}" if any(f"test_{up.metric}" in row.metrics for row in confirmation.rows) else up.metric
-    points = []
-    for row in confirmation.rows:
-        x = row.costs.get(across.metric) if across.metric in row.costs else _mean(row, across.metric)
-        if x is not None and metric in row.metrics:
-            found = row.metrics[metric]
-            points.append(PicturePoint(x, found.mean, found.low, found.high))
-    title = "trained again with new seeds: means and 95 % intervals"
-    return front_svg(points, across, replace(up, metric=metric), title=title)
 
 
 def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
@@ -90,7 +79,6 @@ def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
             )
             for rank, one in enumerate(run.front, start=1)
         ],
-        intervals=_intervals(confirmation),
         experiment=to_plain(run.experiment),
         versions=versions(),
         machine=machine(),
@@ -98,25 +86,19 @@ def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
         seconds=run.seconds,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         notes=_notes(confirmation),
-        confirmed=confirmed_picture(confirmation, *axes) if confirmation and (axes := picture_axes(run)) else "",
+        confirmed=[_trained_again(row) for row in (confirmation.rows if confirmation else ())],
     )
 
 
-def _mean(row: Confirmed, metric: str) -> float | None:
-    return row.metrics[metric].mean if metric in row.metrics else None
-
-
-def _intervals(confirmation: Confirmation | None) -> dict[str, dict[str, Interval]]:
-    """By digest in the search; one seed alone has no interval."""
-    return {
-        row.digest: {
-            name: Interval(found.mean, found.low, found.high, len(found.values))
-            for name, found in row.metrics.items()
-            if found.low is not None and found.high is not None
-        }
-        for row in (confirmation.rows if confirmation else ())
-        if len(row.seeds) > 1
-    }
+def _trained_again(row: Confirmed) -> TrainedAgain:
+    return TrainedAgain(
+        trial=row.trial,
+        digest=row.digest,
+        final_digest=row.final_digest,
+        seeds=len(row.seeds),
+        metrics={name: Interval(found.mean, found.low, found.high) for name, found in row.metrics.items()},
+        costs=dict(row.costs),
+    )
 
 
 def _status(run: Run) -> str:
@@ -134,9 +116,11 @@ def _notes(confirmation: Confirmation | None) -> tuple[str, ...]:
     )
     notes = [chosen + "training; test images are seen by nasplat train alone."]
     if confirmation is not None:
+        again = counted(len(confirmation.rows), "network")
         notes.append(
-            f"{len(confirmation.rows)} networks were trained again on the full schedule and scored on test images; "
-            "their sizes may differ from those of the search: see confirmation.csv."
+            f"{again} of the front, rebuilt at the final size, {'was' if len(confirmation.rows) == 1 else 'were'} "
+            "trained again on the full schedule and scored on test images: those accuracies belong to the costs that "
+            "stand beside them under Trained again, not to those of the search."
         )
     return tuple(notes)
 

@@ -15,12 +15,14 @@ from nasplat.artifacts import export as module_under_test
 from nasplat.artifacts.environment import versions
 from nasplat.artifacts.export import export
 from nasplat.artifacts.model_card import ModelCard
+from nasplat.artifacts.weights import read_metadata
 from nasplat.core.architecture import Architecture
 from nasplat.core.cost import Cost
 from nasplat.core.errors import NasplatError
 
 SHAPE = (3, 8, 8)
 ARCHITECTURE = Architecture("space", {"width": 4, "op": "conv"})
+SEARCHED = "5ea7c4ed" + "0" * 56
 
 
 class Small(nn.Module):
@@ -75,7 +77,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]
         versions=versions(),
         mean=(0.3,) * 3,
         std=(0.2,) * 3,
+        pixels="Raw values 0..16 are multiplied.",
         classes=("zero", "one", "two", "three", "four"),
+        trial=7,
+        searched=SEARCHED,
     )
     folder = tmp_path_factory.mktemp("exports") / "one"
     found = export(network, ARCHITECTURE, SHAPE, folder, card=card, output_names=("logits",))
@@ -130,8 +135,44 @@ def test_the_model_card_tells_what_the_network_is(exported: tuple[nn.Module, Pat
         "four",
     ]
     told += ["mean [0.3, 0.3, 0.3]", '"width": 4', "| seed | 3 |"]
+    told += ["whole numbers 0..255", "(pixels / 255 - mean) / std", "Raw values 0..16 are multiplied."]
+    told += ["within `model.onnx` and `weights.safetensors`"]
     for words in told:
         assert words in text, words
+
+
+def test_the_model_card_tells_both_digests_of_a_network_that_was_rebuilt(exported: tuple[nn.Module, Path]) -> None:
+    """The folder goes by the digest of the search, architecture.json holds the other."""
+    text = (exported[1] / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# digits: {SEARCHED[:8]}, rebuilt as {ARCHITECTURE.digest[:8]}\n")
+    assert f"trial 7 of the search, as `{SEARCHED}`; rebuilt" in text
+
+
+def test_the_model_card_tells_one_digest_where_there_is_one(tmp_path: Path) -> None:
+    card = ModelCard("digits", trial=7, searched=ARCHITECTURE.digest)
+    export(Small(), ARCHITECTURE, SHAPE, tmp_path / "one", ["safetensors"], card)
+    text = (tmp_path / "one/README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# digits: {ARCHITECTURE.digest[:8]}\n")
+    assert "rebuilt" not in text
+    assert "| found as | trial 7 of the search |" in text
+    assert "searched_digest" not in read_metadata(tmp_path / "one/weights.safetensors")
+
+
+def test_files_that_were_sent_on_alone_still_tell_how_images_are_prepared(exported: tuple[nn.Module, Path]) -> None:
+    _, folder = exported
+    in_onnx = onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta().custom_metadata_map
+    for found in (in_onnx, read_metadata(folder / "weights.safetensors")):
+        assert (found["digest"], found["searched_digest"]) == (ARCHITECTURE.digest, SEARCHED)
+        assert json.loads(found["mean"]) == [0.3] * 3
+        assert json.loads(found["std"]) == [0.2] * 3
+        assert float(found["input_scale"]) == 1 / 255
+        assert json.loads(found["classes"]) == ["zero", "one", "two", "three", "four"]
+
+
+def test_the_batch_dimension_is_called_so(exported: tuple[nn.Module, Path]) -> None:
+    session = onnxruntime.InferenceSession(exported[1] / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", *SHAPE]
+    assert session.get_outputs()[0].shape == ["batch", 5]
 
 
 def test_the_architecture_reads_back(exported: tuple[nn.Module, Path]) -> None:

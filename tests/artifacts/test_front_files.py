@@ -1,6 +1,7 @@
 """The front as a table and as a picture, for whoever has no nasplat."""
 
 import csv
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -69,6 +70,37 @@ def test_the_front_stands_out_in_the_picture() -> None:
     assert svg.count('class="fp-dot"') == 1
     assert svg.count('class="fp-bar"') == 1
     assert "http" not in svg.replace('xmlns="http://www.w3.org/2000/svg"', "")
+
+
+@pytest.mark.parametrize("accuracies", [[1.0], [1.0, 1.0], [0.99, 1.0], [0.0], [0.0, 1.0]])
+def test_no_axis_goes_above_all_or_below_nothing(accuracies: list[float]) -> None:
+    svg = front_svg([PicturePoint(1, accuracy) for accuracy in accuracies], DOWN, UP)
+    shown = [float(tick) for tick in re.findall(r">(-?[\d.]+) %<", svg)]
+    assert shown
+    assert all(0 <= tick <= 100 for tick in shown)
+
+
+def test_what_is_called_a_share_and_is_none_is_drawn_all_the_same() -> None:
+    svg = front_svg([PicturePoint(1, 50.0), PicturePoint(2, 90.0)], DOWN, UP)
+    assert all(0 <= float(y) <= 440 for y in re.findall(r'cy="([-\d.]+)"', svg))
+
+
+def test_one_network_is_not_many() -> None:
+    assert "MACs, 1 network<" in front_svg([PicturePoint(1, 0.5)], DOWN, UP)
+    assert "MACs, 2 networks<" in front_svg([PicturePoint(1, 0.5), PicturePoint(2, 0.6)], DOWN, UP)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "unit"),
+    [
+        ("params", "Parameters", "count"),
+        ("top5_accuracy", "Top5 accuracy", "percent"),
+        ("my_metric:width", "width", "number"),
+        ("pr:mean_accuracy", "mean_accuracy", "percent"),
+    ],
+)
+def test_a_metric_of_ones_own_is_called_as_its_function(metric: str, text: str, unit: str) -> None:
+    assert (metric_names.label(metric), metric_names.unit(metric)) == (text, unit)
 
 
 @pytest.mark.parametrize(

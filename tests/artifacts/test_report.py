@@ -14,6 +14,7 @@ from nasplat.artifacts.report import (
     Interval,
     ReportData,
     ReportTrial,
+    TrainedAgain,
     best_so_far,
     hypervolume_curve,
     render,
@@ -52,7 +53,9 @@ DATA = ReportData(
         ),
         FrontMember(2, f"{0:064x}", 0, TRIALS[0].metrics, {"normal": CELL}),
     ),
-    intervals={f"{5:064x}": {"test_accuracy": Interval(0.89, 0.87, 0.91, 3)}},
+    confirmed=(
+        TrainedAgain(5, f"{5:064x}", "b" * 64, 3, {"test_accuracy": Interval(0.89, 0.87, 0.91)}, {"macs": 42_000_000}),
+    ),
     experiment={"name": "quick", "train": {"epochs": 5, "augment": None, "steps": [1, 2]}},
     versions=versions(),
     machine=machine(),
@@ -134,9 +137,65 @@ def test_the_plots_get_all_points(page: Page) -> None:
     data = json.loads(page.scripts[0])
     assert [trial["number"] for trial in data["trials"]] == list(range(7))
     assert [trial["number"] for trial in data["trials"] if trial["front"]] == [0, 5]
-    assert [metric["name"] for metric in data["metrics"]] == ["accuracy", "macs", "test_accuracy"]
-    assert data["intervals"][f"{5:064x}"]["test_accuracy"]["seeds"] == 3
     assert "Plotly" in page.scripts[1]
+
+
+def options(page: str, name: str) -> list[str]:
+    (found,) = re.findall(rf'<select id="{name}">(.*?)</select>', page)
+    return re.findall(r'value="(.*?)"', found)
+
+
+def test_an_accuracy_stands_beside_the_costs_of_the_network_it_was_measured_on() -> None:
+    """The final networks are larger: their accuracy at the costs of the searched ones is a promise nobody can keep."""
+    page = render(DATA)
+    told = json.loads(Page(page).scripts[0])
+    for side in ("x", "y"):
+        assert options(page, f"pareto-{side}") == ["accuracy", "macs"]
+        assert options(page, f"again-{side}") == ["test_accuracy", "macs"]
+    (again,) = told["confirmed"]
+    assert again["metrics"] == {"test_accuracy": 0.89, "macs": 42_000_000}
+    assert again["bounds"] == {"test_accuracy": [0.87, 0.91]}
+    assert all("test_accuracy" not in trial["metrics"] for trial in told["trials"])
+    (trials,) = re.findall(r'<table id="trials">.*?</table>', page, re.DOTALL)
+    assert "Test accuracy" not in trials and "89.00 %" not in trials
+    (table,) = re.findall(r'<table id="trained-again">.*?</table>', page, re.DOTALL)
+    assert "Test accuracy" in table
+    (row,) = re.findall(r"<tr>.*?</tr>", table[table.index("<tbody>") :])
+    assert re.findall(r">([^<>]+)<", row) == ["5", "bbbbbbbb", "3", "89.00 % [87.00 %, 91.00 %]", "42.0 M"]
+
+
+def test_what_was_trained_again_without_success_or_with_one_seed() -> None:
+    one = replace(DATA.confirmed[0], seeds=1, metrics={"test_accuracy": Interval(0.89)})
+    failed = replace(one, trial=0, digest=f"{0:064x}", seeds=0, metrics={})
+    page = render(replace(DATA, confirmed=(one, failed)))
+    assert "89.00 %<" in page
+    assert "all failed" in page
+    assert [row["bounds"] for row in json.loads(Page(page).scripts[0])["confirmed"]] == [{}, {}]
+    assert 'id="again"' not in render(replace(DATA, confirmed=(failed,)))
+
+
+def test_the_tiles_name_networks_of_the_front() -> None:
+    """Trial 7 needs as little as trial 0, and is worse: nobody wants to be sent there."""
+    beaten = complete(7, 0.60, 1_000_000)
+    page = Page(render(replace(DATA, trials=(beaten, *TRIALS)))).text
+    assert "best Accuracy, trial 5" in page
+    assert "least MACs, trial 0" in page
+
+
+def test_one_is_not_many() -> None:
+    text = Page(render(replace(DATA, trials=TRIALS[:1], front=DATA.front[1:]))).text
+    assert "1 trial:" in text
+    assert "1 network on the front" in text and "1 network trained again" in text
+    assert "1 network, the best" in text
+    assert "1 networks" not in text
+
+
+def test_settings_read_as_words() -> None:
+    stages = [{"channels": 16, "stride": 1, "kernels": [3, 5]}, {"channels": 24, "stride": 2, "last": True}]
+    text = Page(render(replace(DATA, experiment={"space": {"stages": stages, "sizes": [[1, 2], 3]}}))).text
+    assert "stages 1 channels 16, stride 1, kernels [3, 5] stages 2 channels 24, stride 2, last yes" in text
+    assert "sizes [1, 2], 3" in text
+    assert "{" not in text
 
 
 def test_the_table_has_a_row_for_every_trial_and_sortable_values(page: Page) -> None:
@@ -182,10 +241,12 @@ def test_one_trial_one_goal_and_odd_numbers() -> None:
         ReportTrial(1, "b" * 64, "complete", {"accuracy": float("nan")}),
         ReportTrial(2, "c" * 64, "complete", {}),
     )
-    intervals = {"a" * 64: {"accuracy": Interval(0.5, float("nan"), float("nan"), 1)}}
-    data = ReportData("one", GOALS[:1], trials, intervals=intervals)
+    nan = float("nan")
+    odd = TrainedAgain(0, "a" * 64, "a" * 64, 2, {"accuracy": Interval(0.5, nan, nan), "odd": Interval(nan)}, {})
+    data = ReportData("one", GOALS[:1], trials, confirmed=(odd,))
     assert data.complete == [trials[0]]
-    assert json.loads(Page(render(data)).scripts[0])["intervals"]["a" * 64]["accuracy"]["low"] == 0.5
+    (again,) = json.loads(Page(render(data)).scripts[0])["confirmed"]
+    assert (again["metrics"], again["bounds"], again["text"]["accuracy"]) == ({"accuracy": 0.5}, {}, "50.00 %")
 
 
 def test_versions_are_told_without_importing_anything() -> None:

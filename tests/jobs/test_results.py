@@ -1,17 +1,24 @@
 """What is asked of a run afterwards: its state, its report, exports, and the costs of its networks."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from nasplat.artifacts.weights import read_metadata
 from nasplat.core.errors import NasplatError
-from nasplat.jobs.export import export
+from nasplat.core.experiment import Data
+from nasplat.data.datasets import load_dataset
+from nasplat.data.loader import Loader
+from nasplat.jobs.export import export, pixels_of
 from nasplat.jobs.profile import parse_shape, profile_model
-from nasplat.jobs.report import write_results
+from nasplat.jobs.report import report_data, write_results
 from nasplat.jobs.runs import open_run
 from nasplat.jobs.status import status
+from nasplat.jobs.train import train
 
 
 def test_an_export_runs_without_nasplat(run: Path) -> None:
@@ -90,8 +97,81 @@ def test_profile_takes_a_run_a_function_or_a_name(run: Path, tmp_path: Path, mon
     with pytest.raises(NasplatError, match="no model") as caught:
         profile_model("resnet81", None)
     assert "did you mean" in caught.value.advice
-    with pytest.raises(NasplatError, match="which of its architectures"):
-        profile_model(str(run), None)
+
+
+def test_profile_of_a_run_takes_the_best_of_its_front_and_says_so(run: Path) -> None:
+    best = open_run(run).front[0]
+    title, found = profile_model(str(run), None)
+    assert f"{best.name}, the best of the front" in title
+    assert found.cost.macs == best.metrics["macs"]
+
+
+def test_profile_of_a_network_that_was_trained_again(run: Path) -> None:
+    best = open_run(run).front[0]
+    with pytest.raises(NasplatError, match="not trained on the full schedule") as caught:
+        profile_model(str(run / f"{best.number}-final"), None)
+    assert f"--arch {best.number}" in caught.value.advice
+    _, confirmation, _ = train(run)
+    title, found = profile_model(str(run / f"{best.number}-final"), None)
+    assert f"{best.name}-final" in title
+    assert (found.cost.macs, found.cost.params) == tuple(
+        confirmation.rows[0].costs[name] for name in ("macs", "params")
+    )
+    assert found.cost.macs > best.metrics["macs"], "final.space makes it larger"
+
+
+def test_what_was_trained_again_is_reported_with_its_own_costs(run: Path) -> None:
+    found, confirmation, _ = train(run, seeds=2)
+    (row,) = confirmation.rows
+    best = found.front[0]
+    data = report_data(found, confirmation)
+    (told,) = data.confirmed
+    assert (told.trial, told.digest, told.final_digest) == (best.number, best.architecture.digest, row.final_digest)
+    assert told.costs == row.costs
+    assert told.costs["macs"] > best.metrics["macs"]
+    assert "test_accuracy" not in data.metrics
+    assert "1 network of the front, rebuilt at the final size, was trained again" in data.notes[1]
+    picture = (run / "front/confirmed.svg").read_text()
+    assert "Test accuracy against MACs, 1 network<" in picture
+    assert 'class="fp-bar"' in picture
+    (line,) = csv.DictReader((run / "confirmation.csv").open(encoding="utf-8"))
+    assert (line["digest"], line["final_digest"]) == (row.digest, row.final_digest)
+
+
+def test_the_card_of_a_final_network_tells_both_digests(run: Path) -> None:
+    _, confirmation, _ = train(run)
+    (row,) = confirmation.rows
+    (folder,) = export(run, final=True, formats=("safetensors",))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# small: {row.digest[:8]}, rebuilt as {row.final_digest[:8]}\n")
+    assert json.loads((folder / "architecture.json").read_text())["digest"] == row.final_digest
+    assert read_metadata(folder / "weights.safetensors")["searched_digest"] == row.digest
+    assert "means over 1 seed," in card
+
+
+def test_raw_images_that_are_prepared_as_the_card_says_are_what_the_network_was_trained_on(run: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    (folder,) = export(run, formats=("safetensors",))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "raw values 0..16" in card and "`round(raw / 16 * 255)`" in card
+    dataset = load_dataset(open_run(run).experiment.data)
+    pixels = np.round(load_digits().images / 16 * 255).astype(np.uint8)
+    images = dataset.test.images
+    assert isinstance(images, torch.Tensor)
+    assert {image.numpy().tobytes() for image in images} <= {image.tobytes() for image in pixels}
+    told = read_metadata(folder / "weights.safetensors")
+    scale, mean, std = (torch.tensor(json.loads(told[key])) for key in ("input_scale", "mean", "std"))
+    loader = Loader(dataset.test, batch_size=len(images), device="cpu", mean=dataset.mean, std=dataset.std)
+    (batch,) = loader.ordered()
+    torch.testing.assert_close((images * scale - mean) / std, batch.views[0])
+
+
+def test_the_card_of_other_data_says_how_they_become_bytes() -> None:
+    told = pixels_of(Data(path="digits", image_size=16))
+    assert "floats 0..1 become bytes by `round(raw * 255)`" in told
+    assert "resized to 16 × 16" in told
+    assert "0..16" not in told
 
 
 @pytest.mark.parametrize("text", ["3", "3,4", "a,b,c", "3,0,4"])

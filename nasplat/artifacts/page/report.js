@@ -1,31 +1,55 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const metrics = new Map(data.metrics.map((metric) => [metric.name, metric]));
-  const byDigest = new Map(data.trials.filter((trial) => trial.state === "complete").map((trial) => [trial.digest, trial]));
   const $ = (id) => document.getElementById(id);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const settings = {
     displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-    toImageButtonOptions: { format: "svg", filename: data.name },
+    toImageButtonOptions: { format: "svg", filename: data.name }, doubleClick: "reset",
   };
 
   const still = { ...settings, displayModeBar: false };
 
-  function axis(metric, log) {
-    const formats = { percent: ["~%", ""], count: ["~s", ""], bytes: ["~s", "B"], seconds: ["~s", "s"], number: ["", ""] };
-    const [tickformat, ticksuffix] = formats[metric.unit];
-    return {
-      ...plain(metric.label), type: log ? "log" : "linear", tickformat, ticksuffix,
-      ...(log ? { dtick: "D2", minor: { showgrid: false } } : {}),
-    };
+  // Size and sign of the units of an axis, small ones first; written as everywhere: 98 %, 100 k, 16 kB, 3 ms.
+  const units = {
+    percent: [[0.01, " %"]],
+    count: [[1, ""], [1e3, " k"], [1e6, " M"], [1e9, " G"], [1e12, " T"]],
+    bytes: [[1, " B"], [1e3, " kB"], [1e6, " MB"], [1e9, " GB"], [1e12, " TB"]],
+    seconds: [[1e-3, " ms"], [1, " s"], [60, " min"], [3600, " h"]],
+    number: [[1, ""]],
+  };
+
+  // An axis that holds the values, and `of`, which brings a value into its unit.
+  function axis(metric, values, log) {
+    const largest = Math.max(...values.map(Math.abs));
+    const fitting = units[metric.unit].filter(([size]) => size <= largest);
+    const [size, ticksuffix] = fitting.pop() || units[metric.unit][0];
+    const of = (value) => value / size;
+    const extent = log || !values.length ? { autorange: true } : { range: range(metric, values).map(of) };
+    const type = log ? { type: "log", dtick: "D2", minor: { showgrid: false } } : { type: "linear" };
+    return { of, layout: { ...plain(metric.label), ticksuffix, ...extent, ...type } };
+  }
+
+  function range(metric, values) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const margin = 0.07 * (high - low) || 0.05 * Math.abs(high) || 1;
+    const ends = [low - margin, high + margin];
+    if (metric.unit !== "percent" || low < 0 || high > 1) return ends;
+    const edge = 0.03 * (ends[1] - ends[0]); // nothing is above 100 %, but a dot there must not be cut
+    return [Math.max(ends[0], -edge), Math.min(ends[1], 1 + edge)];
+  }
+
+  function trialAxis(numbers) {
+    const low = Math.min(...numbers), high = Math.max(...numbers), margin = Math.max(0.5, 0.03 * (high - low));
+    // Between few trials Plotly would put halves.
+    return { ...plain("Trial"), range: [low - margin, high + margin], ...(high - low < 8 ? { dtick: 1 } : { nticks: 8 }) };
   }
 
   function plain(title) {
     return {
       title: { text: escaped(title), standoff: 10 }, gridcolor: colour("--line"), zeroline: false,
-      linecolor: colour("--line"), automargin: true, ticks: "", exponentformat: "SI",
+      linecolor: colour("--line"), automargin: true, ticks: "", exponentformat: "none",
     };
   }
 
@@ -40,96 +64,105 @@
     };
   }
 
-  function hover(trial, interval, metric) {
-    const lines = [`<b>trial ${trial.number} · ${trial.digest.slice(0, 8)}</b>${trial.front ? "  on the front" : ""}`];
-    for (const { name, label } of data.metrics) {
-      if (name in trial.text) lines.push(`${escaped(label)} <b>${escaped(trial.text[name])}</b>`);
+  function hover(point, metrics) {
+    const lines = [`<b>trial ${point.number} · ${point.digest.slice(0, 8)}</b>  ${escaped(point.note)}`];
+    for (const { name, label } of metrics) {
+      if (name in point.text) lines.push(`${escaped(label)} <b>${escaped(point.text[name])}</b>`);
     }
-    if (interval) lines.push(`${escaped(metric.label)} of ${interval.seeds} new seeds <b>${escaped(interval.text)}</b>`);
     return lines.join("<br>") + "<extra></extra>";
   }
 
   // Candidates to which none is at least as good on both axes and better on one, by what the axes show.
   function frontOf(points, x, y) {
     const sign = (metric) => (metric.direction === "maximize" ? -1 : 1);
-    const sorted = points.map((point) => ({ ...point, a: sign(x) * point.x, b: sign(y) * point.y }));
-    sorted.sort((one, other) => one.a - other.a || one.b - other.b);
+    const cost = (point) => [sign(x) * point.metrics[x.name], sign(y) * point.metrics[y.name]];
+    const sorted = points.map((point) => [cost(point), point]);
+    sorted.sort(([one], [other]) => one[0] - other[0] || one[1] - other[1]);
     let best = Infinity;
-    const kept = sorted.filter((point) => (point.b < best ? ((best = point.b), true) : false));
-    return kept.sort((one, other) => one.x - other.x);
+    const kept = sorted.filter(([[, b]]) => (b < best ? ((best = b), true) : false)).map(([, point]) => point);
+    return kept.sort((one, other) => one.metrics[x.name] - other.metrics[x.name]);
+  }
+
+  // One metric against another: `parts` makes the traces of the points, between which lies the line of their front.
+  function drawFront(name, all, metrics, parts) {
+    const [x, y] = ["x", "y"].map((side) => metrics.find((metric) => metric.name === $(`${name}-${side}`).value));
+    const points = all.filter((point) => x.name in point.metrics && y.name in point.metrics);
+    points.sort((one, other) => one.metrics[x.name] - other.metrics[x.name]);
+    const values = (metric) => points.flatMap((point) => [point.metrics[metric.name], ...(point.bounds?.[metric.name] || [])]);
+    const across = axis(x, values(x), $(`${name}-log`).checked), up = axis(y, values(y), false);
+    const at = (chosen) => ({
+      x: chosen.map((point) => across.of(point.metrics[x.name])), y: chosen.map((point) => up.of(point.metrics[y.name])),
+    });
+    const markers = (title, chosen, more) => ({
+      name: title, type: "scatter", mode: "markers", ...at(chosen), customdata: chosen.map((point) => point.digest),
+      hovertemplate: chosen.map((point) => hover(point, metrics)), ...more,
+    });
+    const bars = (metric, side) => {
+      const reach = (point, end) => Math.abs((point.bounds[metric.name] || [])[end] - point.metrics[metric.name]) || 0;
+      return {
+        type: "data", symmetric: false, thickness: 1.5, width: 5, color: colour("--extra"),
+        visible: points.some((point) => metric.name in point.bounds),
+        array: points.map((point) => side.of(reach(point, 1))), arrayminus: points.map((point) => side.of(reach(point, 0))),
+      };
+    };
+    const line = {
+      name: "front of these axes", type: "scatter", mode: "lines", ...at(frontOf(points, x, y)), hoverinfo: "skip",
+      line: { shape: x.direction === "minimize" ? "hv" : "vh", color: colour("--accent"), width: 2 }, opacity: .55,
+    };
+    const [below, above] = parts(points, markers, () => ({ error_x: bars(x, across), error_y: bars(y, up) }));
+    const legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+    Plotly.react($(name), [...below, line, ...above], layout(across.layout, up.layout, { legend }), settings);
   }
 
   function drawPareto() {
-    const x = metrics.get($("x-axis").value), y = metrics.get($("y-axis").value);
-    const points = data.trials
-      .filter((trial) => trial.state === "complete" && x.name in trial.metrics && y.name in trial.metrics)
-      .map((trial) => ({ trial, x: trial.metrics[x.name], y: trial.metrics[y.name] }));
-    const trace = (name, chosen, marker) => ({
-      name, type: "scatter", mode: "markers", x: chosen.map((point) => point.x), y: chosen.map((point) => point.y), marker,
-      customdata: chosen.map((point) => point.trial.digest), hovertemplate: chosen.map((point) => hover(point.trial)),
-    });
-    const confirmed = [];
-    for (const [digest, intervals] of Object.entries(data.intervals)) {
-      const trial = byDigest.get(digest), vertical = intervals[y.name], across = intervals[x.name];
-      const at = across ? across.mean : trial && trial.metrics[x.name];
-      const height = vertical ? vertical.mean : trial && trial.metrics[y.name];
-      if (trial && (vertical || across) && at !== undefined && height !== undefined) {
-        confirmed.push({ trial, x: at, y: height, across, vertical });
-      }
-    }
-    const line = frontOf(points.length ? points : confirmed, x, y);
-    const shape = x.direction === "minimize" ? "hv" : "vh";
-    const traces = [
-      trace("dominated", points.filter((point) => !point.trial.front), { size: 8, color: colour("--muted"), opacity: .75 }),
-      {
-        name: "front of these axes", type: "scatter", mode: "lines", x: line.map((point) => point.x), hoverinfo: "skip",
-        y: line.map((point) => point.y), line: { shape, color: colour("--accent"), width: 2 }, opacity: .55,
-      },
-      trace("on the front", points.filter((point) => point.trial.front),
-        { size: 11, color: colour("--accent"), line: { color: colour("--card"), width: 1.5 } }),
-    ];
-    if (confirmed.length) {
-      const bars = (side, value) => ({
-        type: "data", symmetric: false, thickness: 1.5, width: 5, color: colour("--extra"),
-        array: confirmed.map((point) => (point[side] ? point[side].high - point[value] : 0)),
-        arrayminus: confirmed.map((point) => (point[side] ? point[value] - point[side].low : 0)),
-      });
-      traces.push({
-        ...trace("confirmed with new seeds", confirmed, { size: 9, symbol: "diamond", color: colour("--extra") }),
-        error_y: bars("vertical", "y"), ...(confirmed.some((point) => point.across) ? { error_x: bars("across", "x") } : {}),
-        hovertemplate: confirmed.map((point) => hover(point.trial, point.vertical || point.across, point.vertical ? y : x)),
-      });
-    }
-    const legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
-    Plotly.react($("pareto"), traces, layout(axis(x, $("log").checked), axis(y, false), { legend }), settings);
+    const complete = data.trials.filter((trial) => trial.state === "complete");
+    drawFront("pareto", complete, data.metrics, (points, markers) => [
+      [markers("dominated", points.filter((trial) => !trial.front), { marker: { size: 8, color: colour("--muted"), opacity: .75 } })],
+      [markers("on the front", points.filter((trial) => trial.front),
+        { marker: { size: 11, color: colour("--accent"), line: { color: colour("--card"), width: 1.5 } } })],
+    ]);
+  }
+
+  function drawAgain() {
+    // Numbers of neighbours stand above and below in turn, so that they are read on a phone too.
+    const beside = (_, place, all) => `${place % 2 ? "bottom" : "top"} ${place < all.length / 2 ? "right" : "left"}`;
+    drawFront("again", data.confirmed, data.confirmedMetrics, (points, markers, bars) => [[], [
+      markers("mean of new seeds, by trial", points, {
+        ...bars(), mode: "markers+text", text: points.map((point) => ` ${point.number} `), textposition: points.map(beside),
+        marker: { size: 10, symbol: "diamond", color: colour("--extra") },
+      }),
+    ]]);
   }
 
   function drawProgress() {
-    const goal = metrics.get(data.goals[0].metric);
+    const goal = data.metrics.find((metric) => metric.name === data.goal);
     const done = data.trials.filter((trial) => trial.state === "complete" && goal.name in trial.metrics);
-    const steps = (points, name) => ({
-      name, type: "scatter", mode: "lines", x: points.map((point) => point[0]), y: points.map((point) => point[1]),
-      line: { shape: "hv", color: colour("--accent"), width: 2 }, hovertemplate: "trial %{x}: %{y}<extra></extra>",
+    const values = done.map((trial) => trial.metrics[goal.name]), up = axis(goal, values, false);
+    const numbers = trialAxis(done.map((trial) => trial.number));
+    const steps = (points) => ({
+      type: "scatter", mode: "lines", x: points.map((point) => point[0]), y: points.map((point) => point[1]),
+      line: { shape: "hv", color: colour("--accent"), width: 2 },
     });
     Plotly.react($("best"), [
       {
-        name: "trial", type: "scatter", mode: "markers", x: done.map((trial) => trial.number),
-        y: done.map((trial) => trial.metrics[goal.name]), marker: { size: 6, color: colour("--muted"), opacity: .7 },
-        customdata: done.map((trial) => trial.digest), hovertemplate: done.map((trial) => hover(trial)),
+        type: "scatter", mode: "markers", x: done.map((trial) => trial.number), y: values.map(up.of),
+        marker: { size: 6, color: colour("--muted"), opacity: .7 },
+        customdata: done.map((trial) => trial.digest), hovertemplate: done.map((trial) => hover(trial, data.metrics)),
       },
-      steps(data.best, "best so far"),
-    ], layout(plain("Trial"), axis(goal, false), { showlegend: false }), still);
+      { ...steps(data.best.map(([number, value]) => [number, up.of(value)])), hoverinfo: "skip" },
+    ], layout(numbers, up.layout, { showlegend: false }), still);
     if ($("hypervolume")) {
-      const y = { ...plain("Hypervolume"), rangemode: "tozero", tickformat: ".2~f" };
-      Plotly.react($("hypervolume"), [steps(data.hypervolume, "hypervolume")],
-        layout(plain("Trial"), y, { showlegend: false }), still);
+      const extent = data.hypervolume.length ? { rangemode: "tozero" } : { range: [0, 1] };
+      const y = { ...plain("Hypervolume"), ...extent, tickformat: ".2~f" };
+      const curve = { ...steps(data.hypervolume), hovertemplate: "trial %{x}: %{y:.3f}<extra></extra>" };
+      Plotly.react($("hypervolume"), [curve], layout({ ...numbers }, y, { showlegend: false }), still);
     }
   }
 
-  function suggestLog() {
-    const name = $("x-axis").value;
-    const values = data.trials.filter((trial) => name in trial.metrics).map((trial) => trial.metrics[name]);
-    $("log").checked = Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
+  function suggestLog(name, points) {
+    const metric = $(`${name}-x`).value;
+    const values = points.filter((point) => metric in point.metrics).map((point) => point.metrics[metric]);
+    $(`${name}-log`).checked = Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
   }
 
   function show(event) {
@@ -159,21 +192,30 @@
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
   }
 
+  // A number means the trial of that number; like any other start of a digest it finds that too.
+  function isCalled({ number, digest }, words) {
+    return digest.startsWith(words) || (/^\d+$/.test(words) && Number(words) === Number(number));
+  }
+
   function filter() {
     const state = $("state").value, words = $("search").value.trim().toLowerCase();
     let shown = 0;
     for (const row of $("trials").tBodies[0].rows) {
       const right = !state || row.dataset.state === state || (state === "front" && row.dataset.front);
-      row.hidden = !right || !(words === "" || row.dataset.words.includes(words));
+      row.hidden = !right || !isCalled(row.dataset, words);
       shown += row.hidden ? 0 : 1;
     }
     $("shown").textContent = `${shown} of ${data.trials.length}`;
   }
 
-  function draw() {
-    if (!$("pareto")) return;
-    drawPareto();
-    drawProgress();
+  function control(name, points, draw) {
+    if (!$(name)) return () => {};
+    suggestLog(name, points);
+    $(`${name}-x`).addEventListener("change", () => { suggestLog(name, points); draw(); });
+    for (const side of ["y", "log"]) $(`${name}-${side}`).addEventListener("change", draw);
+    draw();
+    $(name).on("plotly_click", show);
+    return draw;
   }
 
   document.querySelectorAll("th button").forEach((button) => button.addEventListener("click", () => sortBy(button.closest("th"))));
@@ -183,13 +225,9 @@
     filter();
   }
   if ($("pareto")) {
-    suggestLog();
-    draw();
-    $("x-axis").addEventListener("change", () => { suggestLog(); drawPareto(); });
-    $("y-axis").addEventListener("change", drawPareto);
-    $("log").addEventListener("change", drawPareto);
-    $("pareto").on("plotly_click", show);
+    const redraw = [control("pareto", data.trials, drawPareto), control("again", data.confirmed, drawAgain), drawProgress];
+    drawProgress();
     $("best").on("plotly_click", show);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw.forEach((draw) => draw()));
   }
 })();
