@@ -215,7 +215,10 @@ def _traced(module: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
 
     batch = torch.export.Dim(BATCH, min=1)
     with _backend("torch.export"):
-        return torch.export.export(module, (_images(2, input_shape),), dynamic_shapes=({0: batch},), strict=False)
+        program = torch.export.export(module, (_images(2, input_shape),), dynamic_shapes=({0: batch},), strict=False)
+    for node in program.graph.nodes:  # where in whose files it was traced is nobody's business
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _write_program(program: ExportedProgram, path: Path) -> None:
@@ -253,6 +256,10 @@ def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], text
         if model is None:
             raise RuntimeError("the exporter returned nothing")
         proto = model.model_proto
+        # The exporter's notes on how it came by each node are half of the file.
+        for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+            for node in nodes:
+                node.ClearField("metadata_props")
         set_model_props(proto, dict(texts))
         content = proto.SerializeToString()
     write_bytes(path, content)

@@ -101,6 +101,13 @@ def test_every_file_computes_what_the_network_does(exported: tuple[nn.Module, Pa
     np.testing.assert_allclose(outputs, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_no_file_tells_where_it_was_made(exported: tuple[nn.Module, Path]) -> None:
+    """Exports are given away; the folders and names of who made them are not."""
+    for path in exported[1].iterdir():
+        content = path.read_bytes()
+        assert b"site-packages" not in content and str(Path(__file__).parents[2]).encode() not in content, path
+
+
 def test_weights_load_into_the_exported_program(exported: tuple[nn.Module, Path]) -> None:
     """The model card promises it: no code of the network is needed."""
     _, folder = exported
