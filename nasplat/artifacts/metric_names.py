@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Literal
 
-Unit = Literal["percent", "count", "bytes", "seconds", "number"]
+Unit = Literal["percent", "count", "bytes", "milliseconds", "seconds", "number"]
 
 # Metric -> what it is called, and what it is measured in. Others go by their own name.
 METRICS: dict[str, tuple[str, Unit]] = {
@@ -16,7 +16,8 @@ METRICS: dict[str, tuple[str, Unit]] = {
     "macs": ("MACs", "count"),
     "params": ("Parameters", "count"),
     "peak_bytes": ("Peak activations", "bytes"),
-    "latency": ("Latency", "seconds"),
+    "latency": ("Latency", "milliseconds"),
+    "latency_spread": ("Spread of latency", "milliseconds"),
     "seconds": ("Time", "seconds"),
     "train_seconds": ("Training", "seconds"),
     "loss": ("Loss", "number"),
@@ -49,6 +50,8 @@ def text(metric: str, value: float) -> str:
             return _scaled(value, ["", " k", " M", " G", " T"])
         case "bytes":
             return _scaled(value, [" B", " kB", " MB", " GB", " TB"])
+        case "milliseconds":
+            return _duration(value / 1000)
         case "seconds":
             return _duration(value)
         case _:
