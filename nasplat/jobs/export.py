@@ -100,7 +100,7 @@ def export_candidates(
         card = ModelCard(
             name=run.experiment.name,
             data={
-                "source": run.experiment.data.source,
+                "source": run.experiment.data.name,
                 "training images": len(dataset.train),
                 "validation images": len(dataset.validation),
                 "test images": len(dataset.test),
