@@ -26,6 +26,27 @@ NORMAL, REDUCTION = "normal", "reduction"
 
 
 @dataclass(frozen=True)
+class Style:
+    """What NASNet and DARTS do differently around their cells.
+
+    Args:
+        final_relu: a ReLU before the global pooling.
+        deeper_drops_more: drop path grows with the depth of a cell, or is the same in all.
+        drops_strided_identity: drop path takes what a reduction cell makes of the identity, or spares it too.
+        auxiliary_after: the auxiliary head reads the last reduction cell, or the cell before that.
+    """
+
+    final_relu: bool
+    deeper_drops_more: bool
+    drops_strided_identity: bool
+    auxiliary_after: bool
+
+
+NASNET = Style(final_relu=True, deeper_drops_more=True, drops_strided_identity=False, auxiliary_after=False)
+DARTS = Style(final_relu=False, deeper_drops_more=False, drops_strided_identity=True, auxiliary_after=True)
+
+
+@dataclass(frozen=True)
 class Stack:
     """How cells become a network.
 
@@ -33,25 +54,16 @@ class Stack:
         cells: normal cells in each stage; a reduction cell stands between two stages.
         channels: of the first cell, "F" or "C" of the papers.
         stem_multiplier: channels of the stem, in multiples of `channels`.
-        final_relu: a ReLU before the global pooling (NASNet has one, DARTS has none).
-        deeper_drops_more: drop path grows with the depth of a cell (NASNet), or is the same in all (DARTS).
+        style: of NASNet or of DARTS.
     """
 
     cells: tuple[int, ...]
     channels: int
     stem_multiplier: int = 3
-    final_relu: bool = False
-    deeper_drops_more: bool = False
+    style: Style = DARTS
 
     @staticmethod
-    def of(
-        cells: int | Sequence[int],
-        channels: int,
-        *,
-        stem_multiplier: int,
-        final_relu: bool = False,
-        deeper_drops_more: bool = False,
-    ) -> Stack:
+    def of(cells: int | Sequence[int], channels: int, *, stem_multiplier: int, style: Style = DARTS) -> Stack:
         """`cells` is a number for each of three stages, or a list with a number a stage.
 
         Raises:
@@ -62,7 +74,7 @@ class Stack:
             raise NasplatError(f"cells: {cells} makes no network", "give the number of normal cells a stage, such as 2")
         if channels < 1 or stem_multiplier < 1:
             raise NasplatError(f"channels: {channels} with stem multiplier {stem_multiplier} makes no network")
-        return Stack(stages, channels, stem_multiplier, final_relu, deeper_drops_more)
+        return Stack(stages, channels, stem_multiplier, style)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -70,6 +82,12 @@ class Stack:
         for stage, count in enumerate(self.cells):
             kinds += [REDUCTION] * (stage > 0) + [NORMAL] * count
         return tuple(kinds)
+
+    @cached_property
+    def auxiliary(self) -> int:
+        """Position of the cell that the auxiliary head reads; -1 where there is none."""
+        reductions = [position for position, kind in enumerate(self.kinds) if kind == REDUCTION]
+        return reductions[-1] - (not self.style.auxiliary_after) if reductions else -1
 
 
 class Placed(NamedTuple):
@@ -114,7 +132,11 @@ def _frames(stack: Stack, size: Shape) -> list[Frame]:
 
 
 def graph(stack: Stack, programs: Mapping[str, Program], problem: Problem) -> OperationGraph:
-    """The whole network. Dead cells are left out; the auxiliary tap is the output of the last reduction cell."""
+    """The whole network. Dead cells are left out.
+
+    The auxiliary head reads the last live cell up to `stack.auxiliary`: where that one is dead, one before it, for a
+    search that trains with the head trains every candidate with it.
+    """
     builder = GraphBuilder(problem.input_shape)
     stem = _stem(builder, stack)
     outputs = {-2: stem, -1: stem}
@@ -128,11 +150,12 @@ def graph(stack: Stack, programs: Mapping[str, Program], problem: Problem) -> Op
             outputs.get(position - 1),
             cell.frame,
             f"cells.{position}",
-            (position + 1) / len(stack.kinds) if stack.deeper_drops_more else 1.0,
+            drop_path=(position + 1) / len(stack.kinds) if stack.style.deeper_drops_more else 1.0,
+            drops_strided_identity=stack.style.drops_strided_identity,
         )
-        if cell.kind == REDUCTION:
+        if position <= stack.auxiliary:
             taps["auxiliary"] = outputs[position]
-    return _head(builder, outputs[max(outputs)], stack.final_relu, problem, taps)
+    return _head(builder, outputs[max(outputs)], stack.style.final_relu, problem, taps)
 
 
 def _stem(builder: GraphBuilder, stack: Stack) -> int:
@@ -186,5 +209,5 @@ def cost(stack: Stack, programs: Mapping[str, Program], problem: Problem) -> Cos
         params += found.params
         peak = max(peak, found.peak_bytes)
         shapes[cell.position] = found.shape
-    head = _head_cost(shapes[max(shapes)], stack.final_relu, problem)
+    head = _head_cost(shapes[max(shapes)], stack.style.final_relu, problem)
     return Cost(macs + head.macs, params + head.params, max(peak, head.peak_bytes))

@@ -141,19 +141,23 @@ def emit(
     last: int | None,
     frame: Frame,
     name: str,
+    *,
     drop_path: float = 1.0,
+    drops_strided_identity: bool = True,
 ) -> int:
     """Appends the operations of a cell to a graph.
 
     Args:
         before_last, last: nodes of the outputs of the two cells before; None where the program does not read it.
         drop_path: fraction of the scheduled drop path probability that the operations of this cell get.
+        drops_strided_identity: whether those that stand for the identity in a reduction cell get it too.
 
     Returns:
         the node of the cell's output.
     """
     tensors = {tensor: node for tensor, node in ((BEFORE_LAST, before_last), (LAST, last)) if node is not None}
     size = frame.output_size(program.reduction)
+    undropped = {ALIGN, SQUEEZE} if drops_strided_identity else {ALIGN, SQUEEZE, REDUCE}
     for step in program.steps:
         sources = [tensors[source] for source in step.sources]
         if step.operation == "add":
@@ -165,7 +169,7 @@ def emit(
         else:
             operation, stride = frame.fitted(step, graph.shape(sources[0]))
             node = OPERATIONS[operation](graph, sources[0], frame.channels, stride, f"{name}.{step.name}")
-            if step.operation not in (ALIGN, SQUEEZE):
+            if step.operation not in undropped:
                 graph.drop_path(node, drop_path)
         tensors[step.result] = node
     return tensors[program.output]

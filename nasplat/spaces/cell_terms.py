@@ -56,11 +56,6 @@ class Terms:
         self.terms.append(self._term(operation, sources))
         return (len(self.terms) - 1,)
 
-    def find_shared(self, operation: str, sources: tuple[Sum, ...]) -> Sum | None:
-        """The weightless term, where it exists."""
-        number = self._shared.get((operation, sources))
-        return None if number is None else (number,)
-
     def _shared_term(self, operation: str, sources: tuple[Sum, ...]) -> Sum:
         number = self._shared.get((operation, sources))
         if number is None:

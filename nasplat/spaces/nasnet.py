@@ -2,15 +2,21 @@
 
 A cell is a row of blocks. A block takes two earlier tensors (outputs of the two cells before, or earlier blocks; the
 same one twice is allowed), applies an operation to each, and adds or concatenates the results; a concatenation is
-brought back to the width of the cell by a 1x1 convolution. Blocks that no later block reads are concatenated to the
-output of the cell. "N @ F" of the paper is `cells: N` and F channels after the last cell.
+brought back to the width of the cell by a 1x1 convolution. Tensors that no block reads are concatenated to the output
+of the cell: blocks, and the inputs of the cell, which a reduction cell halves on the way. "N @ F" of the paper is
+`cells: N` and F channels after the last cell.
+
+Two deviations from the authors' code: an identity of stride 2 is a factorised reduction, as in DARTS, where theirs is
+ReLU, a 1x1 convolution of stride 2 and batch norm; and a tensor that a block reads is never concatenated, where theirs
+concatenates an input of the normal cell of NASNet-A that its blocks read too.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import combinations_with_replacement, product
 from typing import TYPE_CHECKING, Any
 
 from nasplat.core.architecture import Architecture
@@ -22,7 +28,7 @@ from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
 from nasplat.spaces import cell_network
-from nasplat.spaces.cell_network import NORMAL, REDUCTION, Stack
+from nasplat.spaces.cell_network import NASNET, NORMAL, REDUCTION, Stack
 from nasplat.spaces.cell_operations import IDENTITY, NONE, WEIGHTLESS, check_operations
 from nasplat.spaces.cell_program import Program, ProgramBuilder
 from nasplat.spaces.cell_terms import Sum, Terms, minus, plus
@@ -85,7 +91,7 @@ class NasnetSpace(SearchSpace):
         self.blocks = blocks
         self.operations = check_operations(tuple(operations))
         self.combiners = tuple(combiners)
-        self.stack = Stack.of(cells, channels, stem_multiplier=stem_multiplier, final_relu=True, deeper_drops_more=True)
+        self.stack = Stack.of(cells, channels, stem_multiplier=stem_multiplier, style=NASNET)
         self.kinds = tuple(kind for kind in (NORMAL, REDUCTION) if kind in self.stack.kinds)
         self.identity: Mapping[str, Any] = {
             "family": "nasnet",
@@ -146,10 +152,9 @@ class NasnetSpace(SearchSpace):
                     key=lambda edge: (edge[0], terms.key(edge[1]), edge[1]),
                 )
                 tensors.append(terms.new(f"concat {label} {other_label}", (one, two)))
-        outputs = Counter(tensors[2 + number] for number in _unread(blocks))
-        # Of all orders of the blocks that the network itself does not tell apart, the one with the smallest table.
-        codes = (next(self._write(terms, kind, order, outputs, []), None) for order in terms.orders(tensors[2:]))
-        return min(code for code in codes if code is not None)
+        table = self._smallest(terms, kind, Counter(tensors[number] for number in _unread(blocks)))
+        assert table is not None  # the given one is there, if no smaller one
+        return table
 
     def _label(self, kind: str, source: int, operation: int) -> str:
         # What reads an input of a reduction cell has stride 2, and is another operation.
@@ -161,63 +166,67 @@ class NasnetSpace(SearchSpace):
             return tensors[source]
         return terms.apply(label, tensors[source], weightless=self.operations[operation] in WEIGHTLESS)
 
-    def _write(
-        self, terms: Terms, kind: str, order: tuple[Sum, ...], outputs: Counter[Sum], written: list[Block]
-    ) -> Iterator[list[Block]]:
-        """The tables whose blocks are the given sums in this order and whose outputs are right, smallest first."""
-        if len(written) == len(order):
-            if Counter(order[number] for number in _unread(written)) == outputs:
-                yield written
-            return
-        tensors = [terms.input(0), terms.input(1), *order[: len(written)]]
-        for block in self._writings(terms, kind, tensors, order[len(written)]):
-            yield from self._write(terms, kind, order, outputs, [*written, block])
+    def _smallest(self, terms: Terms, kind: str, outputs: Counter[Sum]) -> list[Block] | None:
+        """The smallest of all tables that make these terms and outputs."""
+        inputs = (terms.input(0), terms.input(1))
+        # Sums that some block must make; other blocks are steps on the way to these, which sums do not tell apart.
+        needed = outputs + Counter({source for term in terms.terms for source in term.sources})
+        del needed[inputs[0]], needed[inputs[1]]
+        dead: set[tuple[tuple[Sum, bool], ...]] = set()
 
-    def _writings(self, terms: Terms, kind: str, tensors: list[Sum], total: Sum) -> list[Block]:
-        """Every block on the given tensors that is a sum, in order."""
-        owned = {number for tensor in tensors for number in tensor}
-        edges = [(source, operation) for source in range(len(tensors)) for operation in range(len(self.operations))]
-        found: list[Block] = []
-        for combiner, name in enumerate(self.combiners):
-            if name == "add":
-                parts = [
-                    (edge, part) for edge in edges for part in self._parts(terms, kind, *edge, tensors, total, owned)
-                ]
-                found += [
-                    (edge, other, combiner)
-                    for edge, part in parts
-                    for other, rest in parts
-                    if edge <= other and minus(total, part) == rest
-                ]
-            elif len(total) == 1 and total[0] not in owned:
-                term = terms.terms[total[0]]
-                label = term.operation.removeprefix("concat ")
-                if label == term.operation:
-                    continue
-                halves = [
-                    [edge for edge in edges if (self._label(kind, *edge), tensors[edge[0]]) == (half, source)]
-                    for half, source in zip(label.split(" "), term.sources, strict=True)
-                ]
-                pairs = {(min(one, two), max(one, two)) for one in halves[0] for two in halves[1]}
-                found += [(one, two, combiner) for one, two in pairs]
-        return sorted(set(found))
+        def complete(written: list[Block], tensors: set[tuple[Sum, ...]]) -> list[Block] | None:
+            """`tensors` is what inputs and written blocks can stand for: terms that are alike may change places."""
+            left, unread = self.blocks - len(written), _unread(written)
+            if len(unread) - left > outputs.total():
+                return None  # a block reads two tensors and makes one: these are too many ends to bring together
+            if not left:
+                return (
+                    written if any(Counter(made[number] for number in unread) == outputs for made in tensors) else None
+                )
+            # What can follow does not depend on the order of what is there.
+            states = {made: tuple(sorted((made[n], n in unread) for n in range(len(made)))) for made in tensors}
+            following: defaultdict[Block, set[tuple[Sum, ...]]] = defaultdict(set)
+            for made, state in states.items():
+                if state not in dead:
+                    missing = needed - Counter(made)
+                    spare = left > missing.total()
+                    for block, total in self._blocks(terms, kind, made):
+                        if total in missing or (spare and any(minus(other, total) is not None for other in needed)):
+                            following[block].add((*made, total))
+            for block in sorted(following):
+                if table := complete([*written, block], following[block]):
+                    return table
+            dead.update(states.values())
+            return None
 
-    def _parts(
-        self, terms: Terms, kind: str, source: int, operation: int, tensors: list[Sum], total: Sum, owned: set[int]
-    ) -> list[Sum]:
-        """What one operation on one tensor can stand for within a sum."""
-        label = self._label(kind, source, operation)
-        if label == IDENTITY:
-            return [tensors[source]] if minus(total, tensors[source]) is not None else []
+        return complete([], {inputs})
+
+    def _blocks(self, terms: Terms, kind: str, tensors: tuple[Sum, ...]) -> Iterator[tuple[Block, Sum]]:
+        """Every block on the given tensors that makes nothing but these terms, and its sum."""
         # A term with weights belongs to the first block that it stands in.
-        shared = self.operations[operation] in WEIGHTLESS
-        return [
-            (number,)
-            for number in sorted(set(total))
-            if terms.terms[number].operation == label
-            and terms.terms[number].sources == (tensors[source],)
-            and (shared or number not in owned)
+        owned = {number for tensor in tensors for number in tensor}
+        edges: defaultdict[tuple[str, Sum], list[tuple[int, int]]] = defaultdict(list)
+        for source, tensor in enumerate(tensors):
+            for operation in range(len(self.operations)):
+                edges[self._label(kind, source, operation), tensor].append((source, operation))
+        parts = [
+            (edge, source, True) for (label, source), found in edges.items() if label == IDENTITY for edge in found
         ]
+        for number, term in enumerate(terms.terms):
+            if len(term.sources) == 1:
+                for edge in edges.get((term.operation, term.sources[0]), ()):
+                    shared = self.operations[edge[1]] in WEIGHTLESS
+                    if shared or number not in owned:
+                        parts.append((edge, (number,), shared))
+            elif term.sources and number not in owned:
+                _, *labels = term.operation.split(" ")
+                one, two = (edges.get(half, ()) for half in zip(labels, term.sources, strict=True))
+                for first, second in product(one, two):
+                    yield (min(first, second), max(first, second), self.combiners.index("concat")), (number,)
+        if "add" in self.combiners:
+            for (first, part, shared), (second, other, _) in combinations_with_replacement(sorted(parts), 2):
+                if shared or part != other:
+                    yield (first, second, self.combiners.index("add")), plus(part, other)
 
     def programs(self, values: Values) -> dict[str, Program]:
         """The steps of each kind of cell, as the values say them."""
@@ -225,22 +234,25 @@ class NasnetSpace(SearchSpace):
         for kind in self.kinds:
             builder = ProgramBuilder(reduction=kind == REDUCTION, align=True)
             blocks = self._read(kind, values)
-            tensors: list[int] = []
+            tensors: list[int | None] = [builder.input(0), builder.input(1)]
             for number, (first, second, combiner) in enumerate(blocks):
                 parts = []
                 for edge, (source, operation) in enumerate((first, second), start=1):
-                    tensor = builder.input(source) if source < 2 else tensors[source - 2]
                     name = f"block{number}.op{edge}"
-                    part = builder.apply(self.operations[operation], tensor, name, from_input=source < 2)
+                    part = builder.apply(self.operations[operation], tensors[source], name, from_input=source < 2)
                     assert part is not None  # there is no operation `none` here
                     parts.append(part)
                 if self.combiners[combiner] == "add":
-                    total = builder.add(parts)
-                    assert total is not None
-                    tensors.append(total)
+                    tensors.append(builder.add(parts))
                 else:
                     tensors.append(builder.concat_and_squeeze(parts[0], parts[1], f"block{number}.squeeze"))
-            programs[kind] = builder.finish([tensors[number] for number in _unread(blocks)])
+            outputs = [
+                builder.apply(IDENTITY, tensors[number], f"unread{number}", from_input=True)
+                if number < 2
+                else tensors[number]
+                for number in _unread(blocks)
+            ]
+            programs[kind] = builder.finish(outputs)
         return programs
 
     def drawings(self, architecture: Architecture) -> dict[str, Drawing]:
@@ -256,7 +268,8 @@ class NasnetSpace(SearchSpace):
                     name = self.operations[operation]
                     edges.append(Edge(str(source), str(number), name.replace("_", " "), kind_of(name)))
             nodes.append(Node("output", "c[k]", "output"))
-            edges += [Edge(str(number + 2), "output") for number in _unread(blocks)]
+            passed = (IDENTITY.replace("_", " "), kind_of(IDENTITY))
+            edges += [Edge(str(number), "output", *(passed if number < 2 else ())) for number in _unread(blocks)]
             drawings[kind] = Drawing(tuple(nodes), tuple(edges))
         return drawings
 
@@ -273,6 +286,6 @@ class NasnetSpace(SearchSpace):
 
 
 def _unread(blocks: list[Block]) -> list[int]:
-    """Numbers of the blocks that no block reads."""
-    read = {source - 2 for first, second, _ in blocks for source, _ in (first, second)}
-    return [number for number in range(len(blocks)) if number not in read]
+    """The tensors that no block reads: inputs of the cell are 0 and 1, blocks follow."""
+    read = {source for first, second, _ in blocks for source, _ in (first, second)}
+    return [number for number in range(2 + len(blocks)) if number not in read]

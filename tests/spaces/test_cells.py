@@ -12,7 +12,6 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from nasplat.core.choice import Option, Values
 from nasplat.core.cost import cost_of
@@ -20,92 +19,11 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.problem import classification
 from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.nasnet import NasnetSpace
-from tests.spaces.naive_cells import operate, total
+from tests.spaces import naive_cells
+from tests.spaces.naive_cells import darts_graph, nasnet_graph
 
 PROBLEM = classification((3, 16, 16), 5)
 SMALL = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
-WEIGHTLESS = {"max_pool_3x3", "avg_pool_3x3", "max_pool_5x5", "max_pool_7x7"}
-
-Multiset = tuple[int, ...]
-
-
-class Oracle:
-    """The rewriting rules once more, as a graph for networkx: vertices are terms and sums, told apart by labels."""
-
-    def __init__(self) -> None:
-        self.graph = networkx.MultiDiGraph()
-        self.pools: dict[object, int] = {}
-        self.sums: dict[Multiset, str] = {}
-
-    def term(self, label: str, *sources: Multiset, shared: bool = False, edge: object = None) -> Multiset:
-        if shared and (label, sources) in self.pools:
-            return (self.pools[label, sources],)
-        number = self.graph.number_of_nodes()
-        self.graph.add_node(number, label=label, edge=edge)
-        for source in sources:
-            self.graph.add_edge(self.vertex(source), number)
-        if shared:
-            self.pools[label, sources] = number
-        return (number,)
-
-    def vertex(self, total: Multiset) -> str:
-        if total not in self.sums:
-            name = f"sum{len(self.sums)}"
-            self.sums[total] = name
-            self.graph.add_node(name, label="sum")
-            for number in total:
-                self.graph.add_edge(number, name)
-        return self.sums[total]
-
-    def output(self, totals: list[Multiset]) -> networkx.MultiDiGraph:
-        self.graph.add_node("output", label="output")
-        for one in totals:
-            self.graph.add_edge(self.vertex(one), "output")
-        keep = networkx.ancestors(self.graph, "output") | {"output"}
-        return self.graph.subgraph(keep).copy()
-
-
-def darts_graph(values: Values, kind: str, nodes: int) -> networkx.MultiDiGraph:
-    oracle = Oracle()
-    tensors = [oracle.term("input0", shared=True), oracle.term("input1", shared=True)]
-    for node in range(nodes):
-        sources = [int(source) for source in str(values[f"{kind}_node{node}_inputs"]).split(",")]
-        total: list[int] = []
-        for edge, source in enumerate(sources, start=1):
-            operation = str(values[f"{kind}_node{node}_op{edge}"])
-            strided = kind == "reduction" and source < 2
-            if operation == "none" or not tensors[source]:
-                continue
-            if operation == "skip_connect" and not strided:
-                total += tensors[source]
-            else:
-                shared = operation in WEIGHTLESS
-                total += oracle.term(f"{operation}{strided}", tensors[source], shared=shared, edge=(node, edge))
-        tensors.append(tuple(sorted(total)))
-    return oracle.output(tensors[2:])
-
-
-def nasnet_graph(values: Values, kind: str, blocks: int) -> networkx.MultiDiGraph:
-    oracle = Oracle()
-    tensors = [oracle.term("input0", shared=True), oracle.term("input1", shared=True)]
-    read = set()
-    for block in range(blocks):
-        parts = []
-        for edge in (1, 2):
-            source = int(values[f"{kind}_block{block}_input{edge}"])
-            operation = str(values[f"{kind}_block{block}_op{edge}"])
-            read.add(source)
-            strided = kind == "reduction" and source < 2
-            if operation == "skip_connect" and not strided:
-                parts.append(tensors[source])
-            else:
-                shared = operation in WEIGHTLESS
-                parts.append(oracle.term(f"{operation}{strided}", tensors[source], shared=shared, edge=(block, edge)))
-        if values[f"{kind}_block{block}_combine"] == "add":
-            tensors.append(tuple(sorted(parts[0] + parts[1])))
-        else:
-            tensors.append(oracle.term("concat", *parts, edge=(block, "squeeze")))
-    return oracle.output([tensor for number, tensor in enumerate(tensors) if number >= 2 and number not in read])
 
 
 def isomorphic(one: networkx.MultiDiGraph, two: networkx.MultiDiGraph) -> bool:
@@ -138,6 +56,13 @@ CASES = [
         "normal",
         2,
         id="nasnet",
+    ),
+    pytest.param(
+        NasnetSpace(PROBLEM, operations=("skip_connect", "max_pool_3x3"), blocks=2, cells=(0, 0), channels=4),
+        nasnet_graph,
+        "reduction",
+        2,
+        id="nasnet-reduction",
     ),
 ]
 
@@ -197,39 +122,6 @@ def test_nodes_of_a_darts_cell_may_be_renumbered(size: int) -> None:
     assert moved > 50
 
 
-def run_darts(values: Values, inputs: list[Tensor], weights: dict[object, Tensor]) -> list[Tensor | None]:
-    """The nodes of a normal cell, run as the table says and nothing else."""
-    tensors: list[Tensor | None] = list(inputs)
-    for node in range(sum(name.endswith("_inputs") for name in values)):
-        sources = [int(source) for source in str(values[f"normal_node{node}_inputs"]).split(",")]
-        parts = [
-            operate(str(values[f"normal_node{node}_op{edge}"]), tensors[source], (node, edge), weights)
-            for edge, source in enumerate(sources, start=1)
-        ]
-        tensors.append(total(parts))
-    return tensors[2:]
-
-
-def run_nasnet(values: Values, inputs: list[Tensor], weights: dict[object, Tensor]) -> list[Tensor | None]:
-    """The unread blocks of a normal cell, run as the table says and nothing else."""
-    tensors: list[Tensor | None] = list(inputs)
-    read = set()
-    for block in range(sum(name.endswith("_combine") for name in values)):
-        parts = []
-        for edge in (1, 2):
-            source = int(values[f"normal_block{block}_input{edge}"])
-            read.add(source)
-            operation = str(values[f"normal_block{block}_op{edge}"])
-            parts.append(operate(operation, tensors[source], (block, edge), weights))
-        if values[f"normal_block{block}_combine"] == "add":
-            tensors.append(total(parts))
-        else:
-            # Which half comes first is a matter of the order of the squeeze's input channels; in a sum it is none.
-            halves = [part for part in parts if part is not None]
-            tensors.append(torch.tanh(weights[block, "squeeze"].mean() * (halves[0] + halves[1])))
-    return [tensor for number, tensor in enumerate(tensors) if number >= 2 and number not in read]
-
-
 @pytest.mark.parametrize(
     ("space", "graph", "run"),
     [
@@ -238,13 +130,13 @@ def run_nasnet(values: Values, inputs: list[Tensor], weights: dict[object, Tenso
                 PROBLEM, operations=("none", "skip_connect", "max_pool_3x3", "conv_1x1"), cells=(1,), channels=4
             ),
             lambda values: darts_graph(values, "normal", 4),
-            run_darts,
+            naive_cells.darts,
             id="darts",
         ),
         pytest.param(
             NasnetSpace(PROBLEM, operations=("skip_connect", "max_pool_3x3", "conv_1x1"), cells=(1,), channels=4),
             lambda values: nasnet_graph(values, "normal", 5),
-            run_nasnet,
+            naive_cells.nasnet,
             id="nasnet",
         ),
     ],
@@ -288,6 +180,7 @@ SPACES = [
     DartsSpace(PROBLEM, cells=2, channels=4, operations=SMALL),
     DartsSpace(classification((1, 7, 5), 3), cells=(0, 1, 1), channels=3, operations=SMALL),
     NasnetSpace(PROBLEM, cells=1, channels=4),
+    NasnetSpace(PROBLEM, cells=(2, 1), channels=4, blocks=1),
     NasnetSpace(classification((1, 9, 9), 3), cells=(2, 2), channels=3, operations=("skip_connect", "max_pool_3x3")),
 ]
 
@@ -318,6 +211,114 @@ def test_cells_that_read_only_the_cell_before_the_last_leave_half_the_cells_out(
     }
     assert names == {"1", "3"}
     assert len({op.name.split(".")[1] for op in space.graph(both).operations if "cells" in op.name}) == 4
+
+
+def test_an_input_that_no_block_reads_is_part_of_the_output_of_a_nasnet_cell() -> None:
+    """Zoph et al. concatenate all unused hidden states; without them a cell forgets one of the two before it."""
+    space = NasnetSpace(PROBLEM, operations=("conv_1x1",), combiners=("add",), blocks=1, cells=(1, 0), channels=4)
+    architecture = space.canonical({name: 1 for name in space.choices if "input" in name})
+    graph = space.graph(architecture)
+    assert graph.operations[graph.taps["features"]].shape == (2 * 8,)  # the input and the block
+    assert {op.name for op in graph.operations if "unread" in op.name} == {
+        f"cells.1.unread0.{part}" for part in ("even", "odd", "norm")
+    }
+    for drawing in space.drawings(architecture).values():
+        assert [edge.source for edge in drawing.edges if edge.target == "output"] == ["0", "2"]
+
+
+def test_a_sum_of_three_is_one_network_whatever_is_added_first() -> None:
+    """Otherwise a search trains it once for each order in which its blocks can add."""
+    space = NasnetSpace(PROBLEM, operations=("skip_connect", "conv_1x1", "conv_3x3"), blocks=2, cells=(1,), channels=4)
+    digests = set()
+    for first, second, third in permutations([(0, "conv_1x1"), (1, "conv_1x1"), (1, "conv_3x3")]):
+        edges = (("block0", 1, first), ("block0", 2, second), ("block1", 1, third), ("block1", 2, (2, "skip_connect")))
+        values: dict[str, Option] = {}
+        for block, edge, (source, operation) in edges:
+            values |= {f"normal_{block}_input{edge}": source, f"normal_{block}_op{edge}": operation}
+        digests.add(space.canonical(values).digest)
+    assert len(digests) == 1
+
+
+def test_channels_of_a_nasnet_are_those_that_the_file_of_the_space_promises() -> None:
+    """F = 4 * channels for each unread tensor, after two reduction cells."""
+    space = NasnetSpace(PROBLEM, cells=1, channels=4)
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        architecture = space.sample(rng)
+        read = {architecture.values[f"normal_block{block}_input{edge}"] for block in range(5) for edge in (1, 2)}
+        graph = space.graph(architecture)
+        assert graph.operations[graph.taps["features"]].shape == (4 * (2 + 5 - len(read)) * 4,)
+
+
+def test_darts_v2_has_the_published_number_of_parameters() -> None:
+    """Liu et al., 2019, table 1: 3.3 M on CIFAR-10, with 20 cells of 36 channels, without the auxiliary head."""
+    cells = {
+        "normal": (
+            ("0,1", "sep_conv_3x3", "sep_conv_3x3"),
+            ("0,1", "sep_conv_3x3", "sep_conv_3x3"),
+            ("0,1", "skip_connect", "sep_conv_3x3"),
+            ("0,2", "skip_connect", "dil_conv_3x3"),
+        ),
+        "reduction": (
+            ("0,1", "max_pool_3x3", "max_pool_3x3"),
+            ("1,2", "max_pool_3x3", "skip_connect"),
+            ("0,2", "max_pool_3x3", "skip_connect"),
+            ("1,2", "max_pool_3x3", "skip_connect"),
+        ),
+    }
+    values = {
+        f"{kind}_node{node}_{name}": option
+        for kind, nodes in cells.items()
+        for node, options in enumerate(nodes)
+        for name, option in zip(("inputs", "op1", "op2"), options, strict=True)
+    }
+    space = DartsSpace(classification((3, 32, 32), 10), cells=6, channels=36)
+    assert space.cost(space.canonical(values)).params == 3_349_342
+
+
+def tapped(space: DartsSpace | NasnetSpace, values: Values) -> int | None:
+    """Position of the cell whose output the auxiliary head reads."""
+    graph = space.graph(space.canonical(values))
+    if "auxiliary" not in graph.taps:
+        return None
+    names = [operation.name for operation in graph.operations[: graph.taps["auxiliary"] + 1] if operation.name]
+    return int(names[-1].split(".")[1])
+
+
+@pytest.mark.parametrize(
+    ("cells", "nasnet", "darts"),
+    [((2, 2, 2), 4, 5), ((1, 0, 1), 1, 2), ((0, 1), None, 0), ((2,), None, None)],
+)
+def test_the_auxiliary_head_stands_where_the_authors_put_it(cells, nasnet, darts) -> None:
+    """Before the last reduction cell in NASNet, after it in DARTS."""
+    assert tapped(NasnetSpace(PROBLEM, operations=("conv_1x1",), cells=cells, channels=4), {}) == nasnet
+    assert tapped(DartsSpace(PROBLEM, operations=("conv_1x1",), cells=cells, channels=4), {}) == darts
+
+
+def test_the_auxiliary_head_of_a_dead_cell_moves_to_the_live_one_before() -> None:
+    """A search that trains with the head would lose the candidate."""
+    space = DartsSpace(PROBLEM, operations=("none", "conv_1x1"), nodes=1, cells=(1, 1), channels=4)
+    # The last cell reads only the cell before the last, and passes the reduction cell by.
+    assert tapped(space, {"normal_node0_op1": "conv_1x1", "normal_node0_op2": "none"}) == 0
+
+
+@pytest.mark.parametrize("family", [NasnetSpace, DartsSpace])
+def test_drop_path_takes_from_every_cell_what_the_authors_take(family) -> None:
+    """More from deeper cells in NASNet, the same from all in DARTS; never an identity, or what fits widths."""
+    space = family(PROBLEM, operations=("skip_connect", "conv_1x1"), cells=(2, 1), channels=4)
+
+    def dropped(operation: str) -> dict[str, float]:
+        architecture = space.canonical({name: operation for name in space.choices if "_op" in name})
+        operations = space.graph(architecture).operations
+        return {op.name: float(op.attributes["drop_path"]) for op in operations if "drop_path" in op.attributes}
+
+    convolutions = dropped("conv_1x1")
+    assert all(".op" in name for name in convolutions)
+    found = {(int(name.split(".")[1]), fraction) for name, fraction in convolutions.items()}
+    deeper = family is NasnetSpace
+    assert found == {(position, (position + 1) / 4 if deeper else 1.0) for position in range(4)}
+    # What a reduction cell makes of an identity has weights; DARTS drops it, NASNet does not.
+    assert {name.split(".")[1] for name in dropped("skip_connect")} == (set() if deeper else {"2"})
 
 
 def test_a_cell_of_nothing_is_a_network_too() -> None:

@@ -57,6 +57,12 @@ def test_graph_isomorphism_gives_5260_classes(classes: dict[object, list[tuple[s
     assert len({architecture.digest for architecture in space.enumerate()}) == 5_260
 
 
+def test_5425_classes_where_every_pool_counts_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharing what has no weights is what makes 5,260 of them: two poolings of one tensor are one pooling."""
+    monkeypatch.setattr("nasplat.spaces.nasbench201.WEIGHTLESS", frozenset())
+    assert len({canonical_form(table) for table in product(OPERATIONS, repeat=len(EDGES))}) == 5_425
+
+
 def test_430_classes_of_the_authors_mix_networks_with_different_numbers_of_convolutions() -> None:
     """Why the authors' rule is not imitated: it would answer one network's score for another's."""
     space = NasBench201Space(PROBLEM, cells=1, channels=2)
