@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
 
 def duration(seconds: float) -> str:
     """`48 s`, `3 min 20 s`, `2 h 05 min`."""

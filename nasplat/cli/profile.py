@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def profile(
     model: Annotated[
-        str, typer.Argument(help="A torchvision model, RUN/ARCH such as runs/quickstart/0, or module:function.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A torchvision model, RUN/ARCH such as runs/quickstart/0, or module:function."
+        ),
     ],
     input_shape: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from nasplat.core.errors import NasplatError
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run directory, such as runs/quickstart.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, such as runs/quickstart.")],
     svg: Annotated[Path | None, typer.Option(help="Also write the picture of the front to this file.")] = None,
 ) -> None:
     """Write the table, the pictures and the self-contained HTML page of a run, finished or not."""

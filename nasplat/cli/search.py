@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nasplat.cli.tables import print_table
+from nasplat.cli.tables import print_next, print_table
+from nasplat.core.errors import NasplatError
+from nasplat.jobs.command import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def search(
-    experiment: Annotated[Path, typer.Argument(help="The experiment file, such as experiments/quickstart.yaml.")],
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT", help="The experiment file, such as experiments/quickstart.yaml.")
+    ],
     run: Annotated[Path | None, typer.Option(help="Where everything is written.  [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, or extend it.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, help="Architectures to evaluate, in all.")] = None,
@@ -50,15 +54,17 @@ def search(
     console = Console(highlight=False)
     prepared = prepare(experiment, run, resume=resume, overrides=overrides)
     console.print(_title(prepared), soft_wrap=True)
+    settings = prepared.experiment
+    workers = settings.run.workers if settings.run.executor == "processes" else 0
     try:
-        with SearchView(console, goals_of(prepared.experiment.score), prepared.experiment.search.trials) as view:
-            outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.say)
+        with SearchView(console, goals_of(settings.score), settings.search.trials, workers) as view:
+            outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.after)
     except KeyboardInterrupt as stop:
-        console.print(
-            f"stopped; what was finished is safe: nasplat search {prepared.directory} --resume", soft_wrap=True
-        )
+        _print_stopped(console, prepared.directory)
         raise typer.Exit(130) from stop
     _print_outcome(console, outcome)
+    if view.interrupted:
+        raise typer.Exit(130)
 
 
 def _title(prepared: Prepared) -> str:
@@ -67,9 +73,24 @@ def _title(prepared: Prepared) -> str:
     run = experiment.run
     where = "in this process" if run.executor == "inline" else f"in {run.workers} processes"
     return (
-        f"[bold]{experiment.name}[/]: {experiment.space['family']} cells on {experiment.data.source}, "
+        f"[bold]{experiment.name}[/]: {experiment.space['family']} on {experiment.data.name}, "
         f"{experiment.search.strategy}, {where}, into {prepared.directory}"
     )
+
+
+def _print_stopped(console: Console, directory: Path) -> None:
+    from nasplat.jobs.runs import is_run
+    from nasplat.jobs.status import status
+
+    try:
+        found = status(directory).summary if is_run(directory) else ""
+    except NasplatError:  # it has no study yet
+        found = ""
+    if not found:
+        console.print("stopped before the first trial")
+        return
+    console.print(f"{found}; what is finished is safe", soft_wrap=True)
+    print_next(console, {"go on": command("search", directory, "--resume"), "report": command("report", directory)})
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
@@ -83,7 +104,6 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
         console.print("no candidate was evaluated to its end, so there is no front", style="yellow")
     console.print()
     console.print(f"{outcome.summary} in {duration(outcome.seconds)}", soft_wrap=True)
-    for name, path in outcome.paths.items():
-        console.print(f"{name:<8} {path}", soft_wrap=True)
+    print_next(console, {name: str(path) for name, path in outcome.paths.items()})
     if outcome.next_command:
-        console.print(f"{'go on':<8} {outcome.next_command}", soft_wrap=True)
+        print_next(console, {"go on": outcome.next_command})

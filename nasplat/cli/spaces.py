@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from nasplat.cli.tables import plain_table, print_table
+from nasplat.jobs.command import command
 
 
 def spaces(
     file: Annotated[
-        str | None, typer.Argument(help="A space or an experiment; without one all that come with nasplat are listed.")
+        str | None,
+        typer.Argument(
+            metavar="SPACE", help="A space or an experiment; without one all that come with nasplat are listed."
+        ),
     ] = None,
     input_shape: Annotated[str, typer.Option("--input", help="Channels,height,width of the images.")] = "3,32,32",
     classes: Annotated[int, typer.Option(min=1, help="Classes of the images.")] = 10,
@@ -33,7 +37,8 @@ def spaces(
         for ready in ready_spaces():
             table.add_row(ready.name, str(ready.choices), _count(ready.size), escape(ready.about))
         print_table(console, table)
-        console.print("\nshow one: nasplat spaces darts; they are files in search_spaces/, to copy and edit")
+        example = command("spaces", "darts")
+        console.print(f"\nshow one: {example}; they are files in search_spaces/, to copy and edit", markup=False)
         return
     shown = show(file, parse_shape(input_shape), classes, seed)
     console.print(f"[bold]{escape(shown.title)}[/]: {_count(shown.space.count())} assignments\n")

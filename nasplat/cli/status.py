@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from nasplat.cli.tables import print_table
+from nasplat.cli.tables import print_next, print_table
+from nasplat.jobs.command import command
 
 
-def status(run: Annotated[Path, typer.Argument(help="The run directory, such as runs/quickstart.")]) -> None:
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, such as runs/quickstart.")],
+) -> None:
     """Tell where a search stands, whether it runs or not: what is done, the front so far, how to go on."""
     from rich.console import Console
     from rich.markup import escape
@@ -39,6 +42,6 @@ def status(run: Annotated[Path, typer.Argument(help="The run directory, such as 
     if found.process is None:
         console.print()
         if found.done:
-            console.print(f"extend  nasplat search {run} --resume --trials N", soft_wrap=True)
+            print_next(console, {"extend": command("search", run, "--resume", "--trials", "N")})
         else:
-            console.print(f"go on   nasplat search {run} --resume", soft_wrap=True)
+            print_next(console, {"go on": command("search", run, "--resume")})

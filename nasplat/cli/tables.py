@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
@@ -23,3 +25,9 @@ def print_table(console: Console, table: Table) -> None:
         wide.print(table)
     for line in captured.get().splitlines():
         console.file.write(line.rstrip() + "\n")
+
+
+def print_next(console: Console, lines: Mapping[str, str]) -> None:
+    """Prints files to look at and commands to go on with, each by its name."""
+    for name, line in lines.items():
+        console.print(f"{name:<8} {line}", soft_wrap=True, markup=False)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nasplat.cli.tables import print_table
+from nasplat.cli.numbers import PLAIN_SECONDS, duration
+from nasplat.cli.tables import print_next, print_table
+from nasplat.jobs.command import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Annotated[Path, typer.Argument(help="The run directory, such as runs/quickstart.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, such as runs/quickstart.")],
     top: Annotated[int, typer.Option(min=1, help="How many of the front, best on the first goal first.")] = 1,
     seeds: Annotated[
         int, typer.Option(min=1, help="Trainings of each, with new seeds; 3 or more give an interval.")
@@ -43,7 +45,7 @@ def train(
     from nasplat.jobs.train import train as run_training
 
     console = Console(highlight=False)
-    view = _View(console)
+    view = TrainView(console)
     try:
         with view:
             found, confirmation, paths = run_training(
@@ -52,10 +54,10 @@ def train(
                 top=top,
                 seeds=seeds,
                 overrides=changes or (),
-                watcher=Watcher(view.on_start, view.on_progress, view.on_finished),
+                watcher=Watcher(view.on_start, view.on_progress, view.on_finished, view.say),
             )
     except KeyboardInterrupt as stop:
-        console.print("stopped; what was finished is safe, and the same command goes on")
+        console.print(f"stopped: {view.finished} finished and safe, and the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from stop
     measured = {one.number: one.metrics for one in found.candidates}
     print_table(console, _table(confirmation, measured))
@@ -63,9 +65,8 @@ def train(
         for reason in row.failures:
             console.print(f"trial {row.trial}: a training failed: {reason}", style="yellow", soft_wrap=True)
     console.print()
-    for name, path in paths.items():
-        console.print(f"{name:<8} {path}", soft_wrap=True)
-    console.print(f"{'go on':<8} nasplat export {run} --final --top {len(confirmation.rows)}", soft_wrap=True)
+    go_on = command("export", run, "--final", "--top", len(confirmation.rows))
+    print_next(console, {**{name: str(path) for name, path in paths.items()}, "go on": go_on})
 
 
 def _table(confirmation: Confirmation, measured: Mapping[int, Mapping[str, float]]) -> Table:
@@ -104,21 +105,22 @@ def _interval(name: str, found: Estimate) -> str:
     return f"{text(name, found.mean)} [{text(name, found.low)} … {text(name, found.high)}]"
 
 
-class _View:
+class TrainView:
     """A bar over all trainings with the time left; plain lines where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._console = console
         self._shares: dict[int, float] = {}
-        self._total = self._done = 0
-        self._said = time.monotonic()
+        self._total = self._done = self._said = 0
+        self._before = 0.0  # what was trained before this session, in trainings
+        self._began = self._started = self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("[bold]training"),
             BarColumn(32),
-            TextColumn("{task.fields[done]}/{task.total:.0f} networks"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[done]}/{task.total:.0f} trainings"),
+            TextColumn("{task.fields[left]}"),
             TextColumn("[dim]{task.fields[now]}"),
             console=console,
             transient=True,
@@ -131,14 +133,23 @@ class _View:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    @property
+    def finished(self) -> str:
+        return f"{self._done} of {self._total} trainings" if self._total else "no training"
+
     def on_start(self, total: int, done: int) -> None:
-        self._total, self._done = total, done
-        self._progress.add_task("", total=total, completed=done, done=done, now="")
+        self._total, self._done, self._said, self._before = total, done, done, float(done)
+        self._progress.add_task("", total=total, completed=done, done=done, left="", now="starting")
         if done:
-            self._console.print(f"{done} of {total} trainings were done before")
+            self.say(f"{self.finished} done before")
 
     def on_progress(self, number: int, fields: Mapping[str, Any]) -> None:
-        self._shares[number] = float(fields.get("share") or 0.0)
+        share = float(fields.get("share") or 0.0)
+        if not self._shares and self._done == self._before:
+            self._started = time.monotonic()  # now the workers are there
+        if number not in self._shares:
+            self._before += share  # it may go on from a checkpoint
+        self._shares[number] = share
         self._update(f"loss {fields['loss']:.2f}" if fields.get("loss") is not None else "")
 
     def on_finished(self, number: int, record: Record) -> None:
@@ -146,10 +157,25 @@ class _View:
         self._done += 1
         self._update("")
 
+    def say(self, message: str) -> None:
+        self._console.print(message, markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        trained = self._completed() - self._before
+        elapsed = time.monotonic() - self._started
+        if elapsed < 2 or trained <= 0 or self._done == self._total:
+            return ""
+        return f"{duration(elapsed * (self._total - self._completed()) / trained)} left"
+
+    def _completed(self) -> float:
+        return self._done + sum(self._shares.values())
+
     def _update(self, now: str) -> None:
-        if self._progress.tasks:
-            completed = self._done + sum(self._shares.values())
-            self._progress.update(self._progress.tasks[0].id, completed=completed, done=self._done, now=now)
-        if not self._console.is_terminal and time.monotonic() - self._said > 15:
-            self._said = time.monotonic()
-            self._console.print(f"{self._done} of {self._total} trainings done")
+        left = self._left()
+        for task in self._progress.tasks:
+            self._progress.update(task.id, completed=self._completed(), done=self._done, left=left, now=now)
+        waited = time.monotonic() - self._last_line > PLAIN_SECONDS
+        if not self._console.is_terminal and waited and self._done != self._said:
+            self._last_line, self._said = time.monotonic(), self._done
+            elapsed = duration(self._last_line - self._began)
+            self.say(" · ".join(filter(None, [self.finished, elapsed, left])))

@@ -30,13 +30,14 @@ def load_function(reference: str, purpose: str, arguments: Sequence[str] | None 
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            advice = "a module is looked for in the current folder's packages and in PYTHONPATH"
+            advice = "it is looked for beside the experiment file, in the current folder, and among installed packages"
             raise NasplatError(f"{purpose}: there is no module {error.name!r} (of {reference!r})", advice) from error
         raise
     function = getattr(module, name, None)
     if function is None:
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         near = difflib.get_close_matches(name, dir(module), n=1)
-        advice = f"did you mean {module_name}:{near[0]}?" if near else ""
+        advice = f"did you mean {module_name}:{near[0]}?" if near else f"it has {', '.join(own[:12]) or 'none'}"
         raise NasplatError(f"{purpose}: module {module_name!r} has no function {name!r}", advice)
     if not callable(function):
         raise NasplatError(f"{purpose}: {reference!r} is not a function")

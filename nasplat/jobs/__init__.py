@@ -1,0 +1,1 @@
+"""What the command line does, as functions: `nasplat.jobs.search.prepare`, `nasplat.jobs.runs.open_run` and others."""

@@ -14,6 +14,7 @@ from nasplat.artifacts.files import read_json, write_json, write_text
 from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.errors import NasplatError
 from nasplat.core.space import SearchSpace
+from nasplat.jobs.command import command
 
 if TYPE_CHECKING:
     from nasplat.jobs.runs import Candidate, Run
@@ -148,5 +149,5 @@ def final_network(run: Run, candidate: Candidate) -> tuple[SearchSpace, Confirme
                 return make_space(confirmation.settings["space"], run.space.problem), row, confirmation
     raise NasplatError(
         f"{candidate.name} was not trained on the full schedule",
-        f"nasplat train {run.directory} --arch {candidate.number} trains it",
+        f"{command('train', run.directory, '--arch', candidate.number)} trains it",
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Experiment, Train
+from nasplat.jobs.command import command
 from nasplat.jobs.explain import dotted, explain
-from nasplat.jobs.yaml_file import Location, YamlFile, nearest, parse, read_yaml, shown
+from nasplat.jobs.yaml_file import Location, YamlFile, parse, read_yaml, shown
 
 # Names that stand for parts of nasplat; with a colon they are functions of the user. The tables themselves live in
 # layers that import torch, so that a test holds these two equal to them.
@@ -172,7 +173,7 @@ def _space(source: YamlFile, space: Any) -> dict[str, Any]:
         if path is None:
             raise NasplatError(
                 f"{source.place(('space',))}: there is no space file {space}",
-                f"`nasplat spaces` lists those that come with nasplat; families are {', '.join(FAMILIES)}",
+                f"{command('spaces')} lists those that come with nasplat; families are {', '.join(FAMILIES)}",
             )
         return _checked_space(read_yaml(path))
     return _checked_space(source.part("space"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Experiment
-from nasplat.jobs.yaml_file import Location, YamlFile, nearest
+from nasplat.jobs.yaml_file import Location, YamlFile
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def dotted(location: Location) -> str:
@@ -17,7 +21,7 @@ def dotted(location: Location) -> str:
 
 
 def explain(error: ValidationError, source: YamlFile, section: Location = ()) -> NasplatError:
-    """The first error as one line of what is wrong and one of what to do.
+    """What is wrong in one line and what to do in another; of several mistakes each in a line of its own.
 
     Args:
         section: where in the file the validated data stand: the whole of it, or ("final", "train"), whose keys are
@@ -26,29 +30,54 @@ def explain(error: ValidationError, source: YamlFile, section: Location = ()) ->
     data: Any = source.data
     for key in section:
         data = data[key]
-    # A mistyped key is an unknown one and perhaps a missing one: the first of the two says what to do.
-    errors = sorted(error.errors(), key=lambda one: one["type"] == "missing")
-    locations = [_without_branches(one["loc"], data) for one in errors]
-    first, inside = errors[0], locations[0]
+    found: dict[Location, _Mistake] = {}
+    for one in sorted(error.errors(), key=lambda one: one["type"] == "missing"):
+        inside = _without_branches(one["loc"], data)
+        if inside not in found and not _mistyped(one, inside, found):
+            found[inside] = _mistake(one, inside, source, section)
+    order = {location: number for number, location in enumerate(source.places)}
+    mistakes = [
+        found[inside] for inside in sorted(found, key=lambda inside: order.get((*section, *inside), len(order)))
+    ]
+    if len(mistakes) == 1:
+        return NasplatError(mistakes[0].what, mistakes[0].hint + mistakes[0].advice)
+    lines = [f"{one.what}; {one.hint.strip() or one.advice}" for one in mistakes]
+    return NasplatError(f"the experiment has {len(mistakes)} mistakes", "\n".join(lines))
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """What is wrong, and where; `did you mean …` if a name is near; and what is allowed."""
+
+    what: str
+    hint: str
+    advice: str
+
+
+def _mistyped(error: ErrorDetails, inside: Location, found: Mapping[Location, _Mistake]) -> bool:
+    """Whether a key is missing because it stands there mistyped, which is told already."""
+    beside = [other for location, other in found.items() if location[:-1] == inside[:-1]]
+    return error["type"] == "missing" and any(f"{inside[-1]!r}" in other.hint for other in beside)
+
+
+def _mistake(error: ErrorDetails, inside: Location, source: YamlFile, section: Location) -> _Mistake:
     place, key = source.place((*section, *inside)), dotted((*section, *inside))
     described = ("train", *inside) if section else inside
     schema = Experiment.model_json_schema()
-    more = len(set(locations)) - 1
-    rest = f" ({more} more after this one)" if more else ""
-    if first["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         known = list(_node(schema, described[:-1]).get("properties", {}))
         parent = dotted((*section, *inside[:-1]))
         holder = f"section {parent} has" if parent else "an experiment has"
-        advice = f"{nearest(str(inside[-1]), known)}allowed: {', '.join(known)}"
-        return NasplatError(f"{place}: {holder} no key {str(inside[-1])!r}{rest}", advice)
-    if first["type"] == "missing":
-        return NasplatError(f"{place}: the key {key} is missing{rest}", f"add it: {_expected(schema, described)}")
-    if first["type"] == "value_error":
-        reason = first["msg"].removeprefix("Value error, ")
-        return NasplatError(f"{place}: {key + ': ' if key else ''}{reason}{rest}", "change it there")
-    given = "a section with keys" if isinstance(first["input"], dict) else repr(first["input"])
-    hint = nearest(str(first["input"]), _options(schema, described))
-    return NasplatError(f"{place}: {key} cannot be {given}{rest}", f"{hint}allowed: {_expected(schema, described)}")
+        what = f"{place}: {holder} no key {str(inside[-1])!r}"
+        return _Mistake(what, nearest(str(inside[-1]), known), f"allowed: {', '.join(known)}")
+    if error["type"] == "missing":
+        return _Mistake(f"{place}: the key {key} is missing", "", f"add it: {_expected(schema, described)}")
+    if error["type"] == "value_error":
+        reason = error["msg"].removeprefix("Value error, ")
+        return _Mistake(f"{place}: {key + ': ' if key else ''}{reason}", "", "change it there")
+    given = "a section with keys" if isinstance(error["input"], dict) else repr(error["input"])
+    hint = nearest(str(error["input"]), _options(schema, described))
+    return _Mistake(f"{place}: {key} cannot be {given}", hint, f"allowed: {_expected(schema, described)}")
 
 
 def _without_branches(location: Location, data: Any) -> Location:

@@ -12,6 +12,7 @@ from nasplat.artifacts.run_directory import short
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data
 from nasplat.core.space import SearchSpace
+from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import FINAL, final_network, read_confirmation
 from nasplat.jobs.experiment import to_plain
 from nasplat.jobs.runs import Candidate, Run, is_run, open_run
@@ -63,7 +64,7 @@ def export(
         run = open_run(target)
         chosen: Sequence[Candidate] = _confirmed(run) if final else run.front
         if not chosen:
-            raise NasplatError(f"{target} has no front yet", "nasplat status tells how far its search is")
+            raise NasplatError(f"{target} has no front yet", f"{command('status', target)} tells how far its search is")
         return export_candidates(run, chosen[:top], formats=formats, final=final, say=say)
     if is_run(target.parent):
         run = open_run(target.parent)
@@ -152,7 +153,7 @@ def _trained(run: Run, candidate: Candidate) -> _Source:
     if not row.weights:
         raise NasplatError(
             f"the first training of {candidate.name} failed, and the weights of the others were not kept",
-            f"nasplat train {run.directory} --arch {candidate.number} with other settings, then export again",
+            f"{command('train', run.directory, '--arch', candidate.number)} with other settings, then export again",
         )
     return _Source(
         candidate=candidate,
@@ -170,7 +171,9 @@ def _trained(run: Run, candidate: Candidate) -> _Source:
 def _confirmed(run: Run) -> list[Candidate]:
     confirmation = read_confirmation(run.files)
     if confirmation is None:
-        raise NasplatError(f"{run.directory} holds no full training yet", f"nasplat train {run.directory}")
+        raise NasplatError(
+            f"{run.directory} holds no full training yet", f"{command('train', run.directory)} makes one"
+        )
     return [run.candidate(str(row.trial)) for row in confirmation.rows if row.weights]
 
 

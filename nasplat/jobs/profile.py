@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nasplat.core.errors import NasplatError
-from nasplat.jobs.yaml_file import nearest
+from nasplat.core.errors import NasplatError, nearest
+from nasplat.jobs.command import command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,9 @@ def _network(name: str, input_shape: tuple[int, int, int] | None) -> tuple[nn.Mo
 
 def _best(run: Run) -> tuple[nn.Module, str]:
     if not run.front:
-        raise NasplatError(f"{run.directory} has no front yet", "nasplat status tells how far its search is")
+        raise NasplatError(
+            f"{run.directory} has no front yet", f"{command('status', run.directory)} tells how far its search is"
+        )
     best = run.front[0]
     return run.space.build(best.architecture), f"{best.name}, the best of the front of {run.directory}"
 

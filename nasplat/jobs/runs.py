@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.run_directory import RunDirectory, TrialFolder
 from nasplat.core.architecture import Architecture
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Goal, Score, front
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
+from nasplat.jobs.command import command
 from nasplat.jobs.experiment import add_user_code, validate
-from nasplat.jobs.yaml_file import nearest, read_yaml, shown
+from nasplat.jobs.yaml_file import read_yaml, shown
 
 if TYPE_CHECKING:
     from nasplat.search.history import History, Proposal
@@ -143,7 +144,9 @@ def read_experiment(directory: Path) -> Experiment:
         known = ", ".join(str(run) for run in runs[:8])
         raise NasplatError(
             f"{directory} is no run directory" if directory.is_dir() else f"there is no run directory {directory}",
-            f"{nearest(str(directory), map(str, runs))}there are {known}" if runs else "make one with nasplat search",
+            f"{nearest(str(directory), map(str, runs))}there are {known}"
+            if runs
+            else f"{command('search', 'EXPERIMENT')} makes one",
         )
     return validate(read_yaml(RunDirectory(directory).experiment))
 

@@ -11,6 +11,7 @@ from nasplat.artifacts.run_directory import RunDirectory, create_run
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Goal, Score
+from nasplat.jobs.command import command
 from nasplat.jobs.experiment import load_experiment
 from nasplat.jobs.runs import Candidate, Run, add_origin, discard, is_run, nothing_evaluated, open_run, remember_origin
 from nasplat.jobs.yaml_file import shown
@@ -207,5 +208,6 @@ _OTHERS = {
 def _next(run: Run, result: Result) -> str:
     directory = shown(run.directory)
     if result.stopped == "interrupted":
-        return f"nasplat search {directory} --resume"
-    return f"nasplat train {directory} --top 3 --seeds 3" if run.front else ""
+        return command("search", directory, "--resume")
+    top = min(3, len(run.front))
+    return command("train", directory, "--top", top, "--seeds", 3) if run.front else ""

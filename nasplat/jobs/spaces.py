@@ -10,6 +10,7 @@ import numpy as np
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Option
+from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.problem import classification
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.experiment import add_user_code, find_file, read_space
@@ -46,8 +47,7 @@ def ready_spaces() -> Iterator[ReadySpace]:
     """Every file of search_spaces/, with the first line of its comment."""
     from nasplat.spaces.families import make_space
 
-    folder = find_file("search_spaces", Path(__file__))
-    for path in sorted(folder.glob("*.yaml")) if folder else ():
+    for path in _ready_files():
         spec = read_yaml(path).data
         space = make_space(spec, classification((3, 32, 32), 10))
         first_line = path.read_text(encoding="utf-8").splitlines()[0]
@@ -67,8 +67,7 @@ def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) 
     from nasplat.artifacts.drawing import draw_svg, draw_text
     from nasplat.spaces.families import make_space
 
-    here = Path.cwd() / "here"
-    path = find_file(file, here) or find_file(f"search_spaces/{file}.yaml", here) or Path(file)
+    path = _find(file)
     add_user_code(path)
     space = make_space(read_space(path), classification(input_shape, classes))
     architecture = space.sample(np.random.default_rng(seed))
@@ -82,6 +81,27 @@ def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) 
         drawings={name: draw_text(drawing) for name, drawing in drawings.items()},
         svg=draw_svg(drawings),
         cost=asdict(cost),
+    )
+
+
+def _ready_files() -> list[Path]:
+    folder = find_file("search_spaces", Path(__file__))
+    return sorted(folder.glob("*.yaml")) if folder else []
+
+
+def _find(file: str) -> Path:
+    """A file by its path, or one that comes with nasplat by its name."""
+    here = Path.cwd() / "here"
+    for name in (file, f"search_spaces/{file}.yaml"):
+        path = find_file(name, here)
+        if path is not None and path.is_file():
+            return path
+    if Path(file).name != file or Path(file).suffix:
+        return Path(file)  # meant as a path: reading it tells what lies there instead
+    known = [path.stem for path in _ready_files()]
+    raise NasplatError(
+        f"there is no space {file!r}",
+        f"{nearest(file, known)}known are {', '.join(known)}; a file of your own is named with its ending",
     )
 
 

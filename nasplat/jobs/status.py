@@ -18,7 +18,7 @@ class Status:
     Args:
         run: the run directory, read.
         process: of the search that runs in it; None where none does.
-        counts: how many proposals are in which state.
+        counts: how many proposals are in which state; those that a dead search left are `unfinished`.
         evaluated: distinct architectures whose evaluation is done.
         budget: in trials; None where the search has none.
         unfinished: numbers of the trials that run, or that a dead search left.
@@ -66,11 +66,13 @@ def status(directory: Path) -> Status:
 
     run = open_run(directory)
     history = run.history
+    process = running_process(directory)
     unfinished = tuple(one.number for one in history if one.state == "running")
+    states = ("unfinished" if one.state == "running" and process is None else one.state for one in history)
     return Status(
         run=run,
-        process=running_process(directory),
-        counts=dict(Counter(one.state for one in history)),
+        process=process,
+        counts=dict(Counter(states)),
         evaluated=history.evaluated - len(unfinished),
         budget=run.experiment.search.trials,
         unfinished=unfinished,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.environment import machine, versions
-from nasplat.artifacts.files import write_json
-from nasplat.artifacts.metric_names import unit
+from nasplat.artifacts.files import file_error, write_json
+from nasplat.artifacts.metric_names import counted, unit
 from nasplat.artifacts.run_directory import TrialFolder, short
 from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.space import SearchSpace
+from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import Confirmation, Confirmed, Estimate, estimate, write_confirmation
 from nasplat.jobs.experiment import override, to_plain, validate
 from nasplat.jobs.final import final_experiment
@@ -31,11 +32,15 @@ NOT_MEASURED_ON_IMAGES = ("macs", "params", "peak_bytes", "train_seconds", "loss
 
 @dataclass(frozen=True)
 class Watcher:
-    """Is told what happens: how many trainings there are and were done before, the progress of each, and its end."""
+    """Is told what happens: how many trainings there are and were done before, the progress of each, and its end.
+
+    `say` is told in words what a person may not expect.
+    """
 
     on_start: Callable[[int, int], None] = lambda total, done: None
     on_progress: Callable[[int, Mapping[str, Any]], None] = lambda number, fields: None
     on_finished: Callable[[int, Record], None] = lambda number, record: None
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,22 @@ def train(
     experiment = final_experiment(_experiment(run, overrides))
     chosen = [run.candidate(name) for name in names] or list(run.front[:top])
     if not chosen:
-        raise NasplatError(f"{directory} has no front yet", "nasplat status tells how far its search is")
+        raise NasplatError(
+            f"{directory} has no front yet", f"{command('status', directory)} tells how far its search is"
+        )
+    if not names and len(chosen) < top:
+        watcher.say(f"the front has {counted(len(chosen), 'network')}, not {top}: all are trained")
     assert isinstance(experiment.space, dict)
     space = make_space(experiment.space, run.space.problem)
     settings = _settings(experiment)
     folder = run.directory / FOLDER / fingerprint(settings)[:8]
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
-    if not lock.acquire():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        alone = lock.acquire()
+    except OSError as error:
+        raise file_error(error, folder) from error
+    if not alone:
         raise NasplatError(f"another nasplat train is at work in {folder}", "wait for it, or stop it")
     try:
         write_json(folder / "settings.json", settings)

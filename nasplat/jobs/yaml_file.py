@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nasplat.core.errors import NasplatError
+from nasplat.core.errors import NasplatError, nearest
 
 Location = tuple[Hashable, ...]
 
@@ -52,12 +51,6 @@ def shown(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):
         return str(path)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? ` where a known name is near, otherwise nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def parse(text: str) -> Any:
@@ -120,9 +113,10 @@ def _files_nearby(path: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {shown(folder)} either; you are in {Path.cwd()}"
     names = sorted(entry.name for entry in folder.glob("*.y*ml"))
+    where = "the current folder" if folder.resolve() == Path.cwd() else shown(folder)
     if not names:
-        return f"{shown(folder)} holds no YAML file"
-    return f"{nearest(path.name, names)}{shown(folder)} holds {', '.join(names[:12])}"
+        return f"{where} holds no YAML file"
+    return f"{nearest(path.name, names)}{where} holds {', '.join(names[:12])}"
 
 
 def _kind(data: Any) -> str:

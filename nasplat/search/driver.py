@@ -17,7 +17,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Score, front
 from nasplat.core.space import SearchSpace
-from nasplat.search.events import Asked, FrontChanged, Message, OnEvent, Progress, Started, Told
+from nasplat.search.events import INTERRUPTED, Asked, FrontChanged, Message, OnEvent, Progress, Started, Told
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
 from nasplat.search.history import History, Proposal, counts, goals_of
 from nasplat.search.locks import FileLock
@@ -197,7 +197,7 @@ class _Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        self._on_event(Message("finishing the trials that run; Ctrl-C again to stop now", warning=True))
+        self._on_event(INTERRUPTED)
 
 
 class _Search:

@@ -59,5 +59,8 @@ class Message:
     warning: bool = False
 
 
+# Ctrl-C, once.
+INTERRUPTED = Message("finishing the trials that run; Ctrl-C again to stop now", warning=True)
+
 Event = Asked | Started | Progress | Told | FrontChanged | Message
 OnEvent = Callable[[Event], None]

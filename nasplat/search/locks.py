@@ -54,7 +54,11 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self, *, shared: bool = False, timeout: float = 0.0) -> bool:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        """Whether the lock was granted. A shared lock on a file that is there needs no permission to write."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         if not lock(descriptor, shared=shared, timeout=timeout):
             os.close(descriptor)
             return False

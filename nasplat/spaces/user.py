@@ -30,6 +30,7 @@ rebuilt larger. Outside a search `choice` answers with its first option, so that
 from __future__ import annotations
 
 import inspect
+import sysconfig
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -237,9 +238,16 @@ class UserSpace(SearchSpace):
         except NasplatError:
             raise
         except Exception as error:
+            place = _place(error, self._function)
+            if any(words in str(error).lower() for words in ("meta tensor", "data-dependent", "data-independent")):
+                reason = str(error).partition(". ")[0]
+                raise NasplatError(
+                    f"{place}: the forward of {self._name} depends on the values of a tensor: {reason}",
+                    "a space runs without data: decide with torch.where or a mask, not with if, while or item()",
+                ) from error
             chosen = ", ".join(f"{name}={option!r}" for name, option in values.items()) or "all at their first option"
             raise NasplatError(
-                f"{_place(error, self._function)}: {type(error).__name__} in {self._name}: {error}",
+                f"{place}: {type(error).__name__} in {self._name}: {_failing_layer(error)}{error}",
                 f"the choices were {chosen}",
             ) from error
 
@@ -264,14 +272,45 @@ def _refuse(declared: Choice, place: str) -> Option:
 
 
 def _place(error: Exception, function: Any) -> str:
-    """File and line of the user's code that raised an error: the deepest in the function's file, if there is one."""
+    """File and line of the user's code that raised an error: the innermost, or else where the function begins."""
     try:
         own = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:
         own = None
     frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).parents[1])
-    theirs = [frame for frame in frames if not frame.filename.startswith(package)]
-    in_own_file = [frame for frame in theirs if frame.filename == own]
-    frame = (in_own_file or theirs or frames)[-1]
+    theirs = [frame for frame in frames if frame.filename == own or not _in_library(frame.filename)]
+    if own is not None and not theirs:
+        return f"{own}:{inspect.getsourcelines(inspect.unwrap(function))[1]}"
+    frame = (theirs or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+def _in_library(file: str) -> bool:
+    """Whether a file is nasplat's, Python's or that of an installed package, and not the user's."""
+    path = Path(file)
+    folders = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+    return (
+        file.startswith("<")
+        or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        or any(path.is_relative_to(folder) for folder in folders)
+    )
+
+
+def _failing_layer(error: Exception) -> str:
+    """`layer 3, Linear(…), was given (1, 288): ` where an error comes from within a layer of torch's own."""
+    from torch import Tensor, nn
+
+    calls = [
+        (frame.f_locals["self"], frame)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("self"), nn.Module)
+    ]
+    if not calls:
+        return ""
+    network, (layer, frame) = calls[0][0], calls[-1]
+    if not type(layer).__module__.startswith("torch.") or any(layer.children()):
+        return ""
+    name = next((name for name, module in network.named_modules() if module is layer), "")
+    given = [value for value in inspect.getargvalues(frame).locals.values() if isinstance(value, Tensor)]
+    shape = f"was given {tuple(given[0].shape)}" if given else "failed"
+    return f"layer {name}, {layer}, {shape}: " if name else f"{layer} {shape}: "

@@ -1,5 +1,6 @@
 """The command line as a person meets it: what it prints, what it refuses, how it ends."""
 
+import errno
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nasplat.cli.main import main
+from nasplat.jobs.status import status
 from tests.jobs.small import EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,16 +76,18 @@ def test_from_search_to_export(shell: Shell) -> None:
     [
         ("search smal.yaml", "there is no file smal.yaml", "did you mean 'small.yaml'?"),
         ("search small.yaml --set train.epoch=2", "section train has no key 'epoch'", "did you mean 'epochs'?"),
-        ("search small.yaml --set data.source=digitz", "there is no source 'digitz'", "did you mean digits?"),
+        ("search small.yaml --set data.source=digitz", "there is no source 'digitz'", "did you mean 'digits'?"),
         ("search small.yaml --set data.path=nowhere", "there is no nowhere", "looked for"),
         ("search small.yaml --set run.device=tpu", "device", "cpu"),
-        ("search small.yaml --set train.objective=nothing:here", "no module 'nothing'", "current folder"),
+        ("search small.yaml --set train.objective=nothing:here", "no module 'nothing'", "beside the experiment file"),
         ("status runs/none", "there is no run directory runs/none", "nasplat search"),
         ("train runs/none", "there is no run directory runs/none", "nasplat search"),
         ("report runs/none", "there is no run directory runs/none", "nasplat search"),
         ("export runs/none", "neither a run nor an architecture", "runs/quickstart"),
         ("profile rsnet18", "there is no model 'rsnet18'", "did you mean 'resnet18'?"),
-        ("spaces dartz", "there is no file dartz", "holds small.yaml"),
+        ("spaces dart", "there is no space 'dart'", "did you mean 'darts'? known are darts, mbconv"),
+        ("spaces smal.yaml", "there is no file smal.yaml", "the current folder holds small.yaml"),
+        ("schema -o nowhere/x.json", "cannot open nowhere/x.json: No such file", ""),
     ],
 )
 def test_a_mistake_is_two_lines_and_no_traceback(shell: Shell, line: str, wrong: str, advice: str) -> None:
@@ -91,8 +95,56 @@ def test_a_mistake_is_two_lines_and_no_traceback(shell: Shell, line: str, wrong:
     assert shell.code == 2
     first, *rest = shell.error.strip().splitlines()
     assert first.startswith("error: ") and wrong in first
-    assert len(rest) == 1 and advice in rest[0]
+    assert len(rest) == (1 if advice else 0) and advice in "".join(rest)
     assert "Traceback" not in shell.error
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "usage"),
+    [
+        ("search", "missing argument 'EXPERIMENT'", "search experiments/quickstart.yaml"),
+        ("search small.yaml --trial 3", "no such option: --trial", "search experiments/quickstart.yaml"),
+        ("search small.yaml --executor ray", "'--executor': 'ray' is not one of", "search experiments/quickstart.yaml"),
+        ("train runs/small --top none", "invalid value for '--top'", "train runs/quickstart --top 3 --seeds 3"),
+        ("status a b", "unexpected extra argument", "status runs/quickstart"),
+        ("serch small.yaml", "no such command 'serch'", "--help lists the commands"),
+    ],
+)
+def test_a_wrong_command_line_looks_like_any_other_mistake(shell: Shell, line: str, wrong: str, usage: str) -> None:
+    """And shows the usage, and a line that works."""
+    shell(line)
+    assert shell.code == 2
+    first, second, third = shell.error.splitlines()
+    assert first.startswith("error: ") and wrong in first
+    assert second.startswith("  usage: nasplat ") and f"nasplat {usage}" in third
+
+
+def test_without_a_command_the_help_is_shown(shell: Shell) -> None:
+    assert "Usage: nasplat" in shell("") and shell.code == 0
+
+
+def test_several_mistakes_are_told_at_once(shell: Shell) -> None:
+    shell("search small.yaml --set train.epoch=2 --set search.strategy=randon")
+    assert shell.error.splitlines()[0] == "error: the experiment has 2 mistakes"
+    assert "did you mean 'epochs'?" in shell.error and "did you mean 'random'?" in shell.error
+
+
+def test_looking_at_a_run_needs_no_permission_to_write(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of somebody else's run, or on a file system that cannot be written."""
+    shell("search small.yaml --export none")
+    opened = os.open
+
+    def read_only(path: str, flags: int, *rest: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert "done: 4 of 4" in shell("status runs/small"), shell.error
+    for line in ("train runs/small", "search runs/small --resume --trials 5"):
+        shell(line)
+        assert shell.code == 2 and "fault of nasplat" not in shell.error
+        assert "runs/small" in shell.error and re.search("read-only", shell.error, re.IGNORECASE)
 
 
 def test_debug_shows_the_traceback(shell: Shell) -> None:
@@ -140,10 +192,11 @@ def test_ctrl_c_once_finishes_the_trials_that_run_and_tells_how_to_go_on(tmp_pat
     wait_for(tmp_path, "runs/small/trials/*/record.json", 2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    assert process.returncode == 130, "a script can tell it from a search that is done"
     assert "Ctrl-C again to stop now" in out
     assert "interrupted: " in out and "unfinished" not in out
     assert "nasplat search runs/small --resume" in out
+    assert (tmp_path / "runs/small/report.html").exists()
 
 
 @pytest.mark.parametrize("executor", ["inline", "processes"])
@@ -156,4 +209,7 @@ def test_ctrl_c_twice_stops_now_and_tells_how_to_go_on(tmp_path: Path, executor:
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; what was finished is safe: nasplat search runs/small --resume" in out
+    found = status(tmp_path / "runs/small")
+    assert f"stopped: {found.evaluated} of 400 architectures evaluated; what is finished is safe" in out
+    assert "nasplat search runs/small --resume" in out and "nasplat report runs/small" in out
+    assert found.counts["unfinished"] >= 1 and "running" not in found.counts

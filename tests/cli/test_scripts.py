@@ -19,6 +19,7 @@ case "$1 ${2:-}" in
 esac
 [ "$2 ${3:-}" = "pip --version" ] && exit 0
 echo "$PWD: $*" >> "$NOTES"
+echo "${NASPLAT_COMMAND:-}" > "$NOTES.command"
 """
 
 
@@ -56,6 +57,12 @@ def test_first_use_installs_and_the_second_starts_at_once(clone: Path, tmp_path:
     done, notes = run(clone, clone / "scripts/nasplat", "status", cwd=tmp_path)
     assert notes == [f"{tmp_path}: -m nasplat status"]
     assert done.stderr == ""
+
+
+def test_the_command_line_knows_how_it_was_called(clone: Path, tmp_path: Path) -> None:
+    """Or the commands that it tells to type next would not work from a clone."""
+    run(clone, Path("scripts/nasplat"), "doctor", cwd=clone)
+    assert (tmp_path / "notes.command").read_text() == "scripts/nasplat\n"
 
 
 def test_changed_requirements_are_installed(clone: Path, tmp_path: Path) -> None:

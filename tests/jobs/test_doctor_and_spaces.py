@@ -47,5 +47,12 @@ def test_every_ready_space_is_listed_and_drawn() -> None:
 
 
 def test_an_unknown_space_is_answered_with_advice() -> None:
-    with pytest.raises(NasplatError, match="there is no file"):
+    with pytest.raises(NasplatError, match="there is no space 'dartz'") as caught:
         show("dartz", (3, 16, 16), 10, seed=0)
+    assert "did you mean 'darts'?" in caught.value.advice
+
+
+def test_a_folder_with_the_name_of_a_space_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("darts").mkdir()
+    assert "darts.yaml" in show("darts", (3, 16, 16), 10, seed=0).title

@@ -128,7 +128,6 @@ def test_empty_sections_mean_their_defaults(tmp_path: Path) -> None:
         ),
         (GOOD.replace("lr: 3e-2", "objective: simclr"), "simclr trains no classifier", ""),
         (GOOD + "score: {minimise: macs}\n", "line 10: score.minimise cannot be 'macs'", "a list such as"),
-        (GOOD + "data2: 1\nrun: {worker: 2}\n", "(1 more after this one)", "allowed"),
         (GOOD.replace("{source: digits}", "{path: nowhere}"), "line 3: data.path: there is no nowhere", "looked for"),
         (GOOD.replace("trials: 4", "constraints: {params: {max: big}}"), "search.constraints.params.max", "a number"),
         (
@@ -146,6 +145,24 @@ def test_what_is_wrong_is_answered_with_place_and_advice(
     assert advice in error.advice
     assert "search.yaml" in error.message
     assert len(str(error).splitlines()) <= 2
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace("space:", "spase:").replace("epochs: 2", "epoch: 2").replace("lr:", "zzz:")
+    error = complaint(tmp_path, text.replace("random", "randon"), "run.worker=2")
+    assert error.message == "the experiment has 5 mistakes"
+    for line, (place, said) in zip(
+        error.advice.splitlines(),
+        [
+            ("line 2: an experiment has no key 'spase'", "; did you mean 'space'?"),
+            ("line 5: section train has no key 'epoch'", "; did you mean 'epochs'?"),
+            ("line 6: section train has no key 'zzz'", "; allowed: objective, epochs, "),
+            ("line 8: search.strategy cannot be 'randon'", "; did you mean 'random'?"),
+            ("--set run.worker=2: section run has no key 'worker'", "; did you mean 'workers'?"),
+        ],
+        strict=True,
+    ):
+        assert place + said in line
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:

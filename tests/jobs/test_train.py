@@ -45,6 +45,15 @@ def test_top_and_seeds_are_trained_scored_and_written(run: Path) -> None:
     assert (run / "front/confirmed.svg").exists()
 
 
+def test_more_than_the_front_has_is_told(run: Path) -> None:
+    said: list[str] = []
+    train(run, top=50, watcher=Watcher(say=said.append))
+    count = len(open_run(run).front)
+    assert len(said) == 1 and said[0].startswith(f"the front has {count} network") and "not 50" in said[0]
+    train(run, top=count, watcher=Watcher(say=said.append))
+    assert len(said) == 1
+
+
 def test_what_is_done_is_not_done_again_and_other_settings_are_apart(run: Path) -> None:
     trained(run, seeds=1)
     first = read_confirmation(open_run(run).files)

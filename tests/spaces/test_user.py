@@ -128,6 +128,62 @@ def test_a_module_that_cannot_be_imported(
     assert "broken_networks.py:2" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("plain", "def plain", r"layer 2, Linear\(in_features=99, out_features=5, bias=True\), was given \(1, 768\)"),
+        ("Own", "return self.head(", r"layer head, Linear\(in_features=99, .*\), was given \(1, 768\)"),
+        ("Looks", "if images.mean() > 0", "the forward of own_mistakes:Looks depends on the values"),
+        ("Selects", "return images[images > 0]", "the forward of own_mistakes:Selects depends on the values"),
+    ],
+)
+def test_mistakes_that_torch_finds_are_placed_in_the_users_file(
+    name: str, line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in torch's own code, where nobody can mend them."""
+    code = """
+        from torch import nn
+
+        def plain(problem):
+            return nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(99, 5))
+
+        class Own(nn.Module):
+            def __init__(self, problem):
+                super().__init__()
+                self.head = nn.Linear(99, 5)
+
+            def forward(self, images):
+                return self.head(images.flatten(1))
+
+        class Looks(Own):
+            def forward(self, images):
+                if images.mean() > 0:
+                    images = -images
+                return images
+
+        class Selects(Own):
+            def forward(self, images):
+                return images[images > 0]
+        """
+    file = tmp_path / "own_mistakes.py"
+    file.write_text(dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_mistakes", raising=False)
+    number = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if line in text)
+    with pytest.raises(NasplatError, match=said) as caught:
+        make_space({"family": "user", "function": f"own_mistakes:{name}"}, PROBLEM)
+    assert caught.value.message.startswith(f"{file}:{number}: ")
+
+
+def test_the_functions_of_a_module_are_told_where_none_is_near() -> None:
+    with pytest.raises(NasplatError) as caught:
+        space_of("qqq")
+    assert caught.value.advice.startswith("it has convolutions, fixed, ")
+    with pytest.raises(NasplatError) as caught:
+        space_of("convolution")
+    assert caught.value.advice == f"did you mean {EXAMPLES}:convolutions?"
+
+
 def test_the_options_that_led_to_an_error_are_told() -> None:
     with pytest.raises(NasplatError) as caught:
         space_of("divides_by_zero")
