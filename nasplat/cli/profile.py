@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nasplat.artifacts.metric_names import text
 from nasplat.cli.tables import plain_table, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A torchvision model, RUN/ARCH such as runs/quickstart/0, or module:function."
+            metavar="MODEL",
+            help="A torchvision model, RUN (the best of its front), RUN/ARCH such as runs/quickstart/0, or "
+            "module:function.",
         ),
     ],
     input_shape: Annotated[
@@ -56,7 +59,8 @@ def _print(console: Console, title: str, found: Profile) -> None:
         style="bold",
     )
     print_table(console, table)
-    console.print(f"\npeak activation memory at batch 1 in float32: {found.cost.peak_bytes / 2**20:,.2f} MiB")
+    peak = text("peak_bytes", found.cost.peak_bytes)
+    console.print(f"\npeak activation memory at batch 1 in float32: {peak}")
     explanations = found.explanations()
     if explanations:
         console.print("\nwhere a tool differs from nasplat, and why (MACs):")
