@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
+from statistics import quantiles
 
 from nasplat.artifacts import metric_names
 from nasplat.core.front import Goal, front_indices, losses
@@ -41,7 +42,8 @@ class _Axis:
     log: bool
 
     def __call__(self, value: float) -> float:
-        low, high, at = (log10(each) if self.log else each for each in (self.low, self.high, value))
+        within = min(max(value, self.low), self.high)
+        low, high, at = (log10(each) if self.log else each for each in (self.low, self.high, within))
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
 
@@ -49,6 +51,9 @@ def front_svg(
     points: Sequence[PicturePoint], x: Goal, y: Goal, *, title: str = "", width: int = 760, height: int = 440
 ) -> str:
     """All candidates as dots, the Pareto front of the two axes as a line in steps, intervals as bars.
+
+    A candidate that failed to learn would press all others together: one that is far worse than most stands at the
+    edge, as a triangle.
 
     Args:
         points: of the candidates that were measured on both axes.
@@ -58,13 +63,14 @@ def front_svg(
     """
     points = [point for point in points if isfinite(point.x) and isfinite(point.y)]
     left, right, top, bottom = 74.0, width - 24.0, 54.0 if title else 24.0, height - 54.0
-    across = _axis([point.x for point in points], left, right, x.metric)
-    heights = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
-    up = _axis(heights, bottom, top, y.metric)
     matrix = losses(
         [{"x": point.x, "y": point.y} for point in points], (Goal("x", x.direction), Goal("y", y.direction))
     )
     best = sorted(front_indices(matrix), key=lambda index: (points[index].x, points[index].y))
+    across = _axis([point.x for point in points], left, right, x.metric)
+    bounds = [bound for point in points for bound in (point.low, point.high) if bound is not None]
+    heights = [*_usual([point.y for point in points], y), *(points[index].y for index in best), *bounds]
+    up = _axis(heights, bottom, top, y.metric)
     parts = [_STYLE, f'<rect class="fp-paper" width="{width}" height="{height}" rx="8"/>']
     if title:
         parts.append(_text(left, 30, title, 'class="fp-ink" font-size="16" font-weight="600"'))
@@ -107,6 +113,9 @@ def _dot(point: PicturePoint, across: _Axis, up: _Axis, on_front: bool) -> str:
             f'<path class="fp-bar" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8" '
             'fill="none" stroke-width="1.5"/>'
         )
+    if point.y < up.low or point.y > up.high:
+        tip = 5 if point.y < up.low else -5
+        return f'<path class="fp-dot" d="M{x - 4:.1f} {y - 2 * tip:.1f}h8l-4 {1.4 * tip:.1f}z" fill-opacity=".75"/>'
     if on_front:
         return f'{bar}<circle class="fp-front fp-ring" cx="{x:.1f}" cy="{y:.1f}" r="5.5" stroke-width="1.5"/>'
     return f'{bar}<circle class="fp-dot" cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill-opacity=".75"/>'
@@ -118,6 +127,15 @@ def _steps(points: Sequence[tuple[float, float]], x: Goal) -> str:
     for next_x, next_y in points[1:]:
         path += f"H{next_x:.1f}V{next_y:.1f}" if x.direction == "minimize" else f"V{next_y:.1f}H{next_x:.1f}"
     return path
+
+
+def _usual(values: Sequence[float], goal: Goal) -> list[float]:
+    """Without those that are worse than the worse quartile by more than five times the distance of the quartiles."""
+    if len(values) < 8:
+        return list(values)
+    sign = -1 if goal.direction == "maximize" else 1
+    low, _, high = quantiles((sign * value for value in values), n=4)
+    return [value for value in values if sign * value <= high + 5 * (high - low)]
 
 
 def _axis(values: Sequence[float], start: float, end: float, metric: str) -> _Axis:

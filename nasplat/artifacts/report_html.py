@@ -95,7 +95,8 @@ def _pareto(data: ReportData) -> str:
         '<section id="pareto-front"><h2>Pareto front</h2>'
         f'<p class="lead">One dot a network, as the search measured it; those on the front of all goals '
         f"({escape(goals)}) stand out. The line is the front of the two axes that are shown. Click a dot of the front "
-        f"to see its architecture.</p>{plot('pareto', data.metrics, x.metric, y.metric, front_svg(points, x, y))}"
+        "to see its architecture; double-click the plot for those that are far worse than most, too.</p>"
+        f"{plot('pareto', data.metrics, x.metric, y.metric, front_svg(points, x, y))}"
         "</section>"
     )
 

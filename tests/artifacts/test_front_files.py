@@ -57,10 +57,21 @@ points = st.lists(st.builds(PicturePoint, values, values), max_size=12)
 def test_every_candidate_is_in_the_picture(found: list[PicturePoint], x: Goal, y: Goal) -> None:
     root = ElementTree.fromstring(front_svg(found, x, y, title="a < b", width=700, height=400))
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == len(found)
+    edge = [path for path in root.iter("{http://www.w3.org/2000/svg}path") if path.attrib.get("class") == "fp-dot"]
+    assert len(circles) + len(edge) == len(found)
     for circle in circles:
         assert 0 <= float(circle.attrib["cx"]) <= 700
         assert 0 <= float(circle.attrib["cy"]) <= 400
+
+
+def test_one_candidate_that_learned_nothing_does_not_press_the_others_together() -> None:
+    found = [PicturePoint(2.0 + index, 0.9 + 0.01 * index) for index in range(8)]
+    heights = lambda svg: [float(y) for y in re.findall(r'cy="([\d.]+)"', svg)]  # noqa: E731
+    alone = heights(front_svg(found, DOWN, UP))
+    beside = front_svg([*found, PicturePoint(2.0, 0.1)], DOWN, UP)
+    assert heights(beside) == alone and beside.count("8l-4") == 1
+    on_front = front_svg([*found, PicturePoint(1.0, 0.1)], DOWN, UP)  # nothing is cheaper: it must be seen as it is
+    assert len(heights(on_front)) == 9
 
 
 def test_the_front_stands_out_in_the_picture() -> None:

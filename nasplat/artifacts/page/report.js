@@ -84,13 +84,23 @@
     return kept.sort((one, other) => one.metrics[x.name] - other.metrics[x.name]);
   }
 
+  // Without what is far worse than most and would press all others together; a double click shows it, too.
+  function usual(metric, points, front) {
+    const worse = (point) => (metric.direction === "maximize" ? -1 : 1) * point.metrics[metric.name];
+    const sorted = points.map(worse).sort((one, other) => one - other);
+    if (sorted.length < 8) return points;
+    const [low, high] = [0.25, 0.75].map((share) => sorted[Math.round(share * (sorted.length - 1))]);
+    return points.filter((point) => worse(point) <= high + 5 * (high - low) || front.includes(point));
+  }
+
   // One metric against another: `parts` makes the traces of the points, between which lies the line of their front.
   function drawFront(name, all, metrics, parts) {
     const [x, y] = ["x", "y"].map((side) => metrics.find((metric) => metric.name === $(`${name}-${side}`).value));
     const points = all.filter((point) => x.name in point.metrics && y.name in point.metrics);
     points.sort((one, other) => one.metrics[x.name] - other.metrics[x.name]);
-    const values = (metric) => points.flatMap((point) => [point.metrics[metric.name], ...(point.bounds?.[metric.name] || [])]);
-    const across = axis(x, values(x), $(`${name}-log`).checked), up = axis(y, values(y), false);
+    const values = (metric, of) => of.flatMap((point) => [point.metrics[metric.name], ...(point.bounds?.[metric.name] || [])]);
+    const across = axis(x, values(x, points), $(`${name}-log`).checked);
+    const up = axis(y, values(y, usual(y, points, frontOf(points, x, y))), false);
     const at = (chosen) => ({
       x: chosen.map((point) => across.of(point.metrics[x.name])), y: chosen.map((point) => up.of(point.metrics[y.name])),
     });
