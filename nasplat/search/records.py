@@ -97,8 +97,7 @@ def run_trial(evaluate: Evaluate, spec: TrialSpec, on_progress: OnProgress) -> R
     found = read_record(directory)
     if found is not None:
         return found
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / ARCHITECTURE_FILE).write_text(json.dumps(spec.architecture, indent=2) + "\n")
+    write_json(directory / ARCHITECTURE_FILE, dict(spec.architecture))  # makes the folder, too
     started = time.perf_counter()
     try:
         record = _finite(evaluate(spec, on_progress))

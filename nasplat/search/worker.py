@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from nasplat.artifacts.files import file_error
 from nasplat.core.errors import NasplatError
 from nasplat.search.locks import FileLock
 from nasplat.search.records import LOG_FILE, Evaluate, TrialSpec, resolve, run_trial
@@ -87,9 +88,12 @@ class _Reporter:
 @contextmanager
 def _log(directory: Path) -> Iterator[None]:
     """What the trial prints goes into its own log, also what libraries print from C."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise file_error(error, directory / LOG_FILE, "write") from error
     kept = [os.dup(stream) for stream in (1, 2)]
-    file = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -33,10 +33,9 @@ PLACES = {"ask": (SearchStudy, "ask"), "tell": (SearchStudy, "tell"), "write": (
 
 def settings(executor: str) -> Experiment:
     run = {"executor": executor, "workers": 2}
-    constraints = {"constraints": {"params": {"max": 1000}}}
-    if executor == "inline":
-        return experiment("tpe", TRIALS, run=run, search={"options": {"startup": 4}, **constraints})
-    return experiment("random", TRIALS, run=run, search=constraints)
+    return experiment(
+        "tpe", TRIALS, run=run, search={"options": {"startup": 4}, "constraints": {"params": {"max": 1000}}}
+    )
 
 
 def search(directory: Path, executor: str) -> None:

@@ -201,6 +201,17 @@ def test_an_unwritable_run_directory_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", [{}, PROCESSES])
+def test_a_folder_that_takes_no_trials_stops_the_search_and_fails_no_candidate(run: dict, tmp_path: Path) -> None:
+    """A full disk, say: it concerns all trials, and once it is mended the search goes on."""
+    (tmp_path / "trials").write_text("in the way")
+    with pytest.raises(NasplatError, match="cannot"):
+        search(tmp_path, "random", 4, **run)
+    (tmp_path / "trials").unlink()
+    result = search(tmp_path, "random", 4, resume=True, **run)
+    assert [one.state for one in result.history] == ["complete"] * 4
+
+
+@pytest.mark.parametrize("run", [{}, PROCESSES])
 def test_ctrl_c_once_finishes_what_runs(run: dict, tmp_path: Path) -> None:
     events: list[Any] = []
 

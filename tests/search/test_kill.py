@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-RANDOM_KILLS = {"inline": 24, "processes": 12}
-AT_LEAST = {"inline": 35, "processes": 27}
+RANDOM_KILLS = {"inline": 40, "processes": 36}
+AT_LEAST = 50  # in each executor
 
 
 def campaign(directory: Path, executor: str) -> dict[str, Any]:
@@ -25,9 +25,9 @@ def campaign(directory: Path, executor: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("executor", ["inline", "processes"])
 def test_resume_finishes_what_was_killed(executor: str, tmp_path: Path) -> None:
-    """62 kills: before, within and after a write, an ask, a tell, a checkpoint, a record, and at random."""
+    """Kills before, within and after a write, an ask, a tell, a checkpoint, a record, and at random."""
     report = campaign(tmp_path, executor)
-    assert report["kills"] >= AT_LEAST[executor]
+    assert report["kills"] >= AT_LEAST
     assert report["lost"] == []
     assert report["changed"] == []  # a second run would have written the record anew
     assert report["resumed"] > 0  # trials went on from their checkpoints
