@@ -173,7 +173,7 @@ def test_looking_around(shell: Shell) -> None:
 
 
 def start_long_search(folder: Path, steps: int, executor: str) -> subprocess.Popen[str]:
-    """A search that runs until it is stopped; returns when `{trial}/record.json` or a trial's folder is there."""
+    """A search that runs until it is stopped."""
     text = EXPERIMENT.replace("steps: 3", f"steps: {steps}").replace("trials: 4", "trials: 400")
     (folder / "small.yaml").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -185,6 +185,23 @@ def wait_for(folder: Path, pattern: str, count: int) -> None:
     until = time.monotonic() + 120
     while len(list(folder.glob(pattern))) < count and time.monotonic() < until:
         time.sleep(0.05)
+
+
+def shown_status(folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nasplat", "status", "runs/small"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_status_tells_a_running_search_from_a_dead_one(tmp_path: Path) -> None:
+    process = start_long_search(tmp_path, steps=30, executor="inline")
+    wait_for(tmp_path, "runs/small/trials/*/record.json", 2)
+    assert f"running (process {process.pid})" in shown_status(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    dead = shown_status(tmp_path)
+    assert "running (process" not in dead and "stopped" in dead and "--resume" in dead
+    assert re.search(r"\d+ of 400 architectures evaluated", dead)
 
 
 def test_ctrl_c_once_finishes_the_trials_that_run_and_tells_how_to_go_on(tmp_path: Path) -> None:
