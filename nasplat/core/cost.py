@@ -15,6 +15,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.graph import Operation, OperationGraph
 
 BYTES_PER_ELEMENT = 4
+COSTS = ("macs", "params", "peak_bytes")  # the fields of `Cost`, as metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,15 +122,42 @@ class Bounds(Section):
         return self
 
 
+class EarlyStopping(Section):
+    """Trials are trained to a rung, judged there, and only the best of it are trained on."""
+
+    rule: Literal["asha", "halving"] = "asha"
+    reduction: int = Field(3, ge=2, description="one of so many goes on to the next rung")
+    rungs: int = Field(2, ge=2, description="the last is the full budget, each before it a `reduction`-th of the next")
+    bracket: int = Field(27, ge=2, description="of halving: so many trials are compared with each other")
+
+
+class Screen(Section):
+    """A cheap score drops candidates before they are trained."""
+
+    by: Literal["predictor", "naswot", "synflow", "jacob_cov", "snip", "grad_norm", "params", "macs"] = Field(
+        description="predictor: what the evaluated candidates tell of a new one; the others need no training"
+    )
+    keep: float = Field(0.5, gt=0, lt=1, description="share of the candidates that is trained")
+    after: int = Field(10, ge=5, description="so many are trained before any is dropped")
+
+
 class Search(Section):
     """Which architectures are tried, and how many."""
 
-    strategy: Literal["random", "tpe", "gp", "nsga2", "evolution"] = "tpe"
+    strategy: Literal[
+        "gp", "local_search", "evolution", "reinforce", "expansion", "random", "tpe", "nsga2", "optuna_gp"
+    ] = "gp"
     trials: int | None = Field(20, ge=1, description="number of distinct architectures to evaluate")
     seconds: float | None = Field(None, gt=0, description="wall time after which no new trial starts")
     seed: int = Field(0, ge=0)
     constraints: dict[str, Bounds] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict, description="parameters of the strategy")
+    references: tuple[str, ...] = Field(
+        (),
+        description="known networks that are evaluated first, by name or as architecture.json; landmarks of the front",
+    )
+    early_stopping: EarlyStopping | None = None
+    screen: Screen | None = None
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Search:
@@ -176,6 +203,17 @@ class Experiment(Section):
     search: Search = Field(default_factory=lambda: Search())
     run: Run = Field(default_factory=lambda: Run())
     final: Final = Field(default_factory=lambda: Final())
+
+    @property
+    def tabular(self) -> bool:
+        """Whether candidates are looked up in a table, and nothing is trained."""
+        return isinstance(self.space, dict) and self.space.get("family") == "tabular"
+
+    @model_validator(mode="after")
+    def _a_table_has_no_curves(self) -> Experiment:
+        if self.tabular and (self.search.early_stopping or self.search.screen):
+            raise ValueError("a tabular space has no training to stop early, and no networks to screen")
+        return self
 
     @model_validator(mode="after")
     def _accuracy_of_a_trained_classifier(self) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,14 +51,24 @@ def front_indices(matrix: np.ndarray) -> list[int]:
     Args:
         matrix: `(N, M)`, less is better. Rows with NaN are never on the front.
     """
-    kept = []
-    finite = ~np.isnan(matrix).any(axis=1)
-    for index in np.flatnonzero(finite):
-        no_worse = (matrix[finite] <= matrix[index]).all(axis=1)
-        better = (matrix[finite] < matrix[index]).any(axis=1)
-        if not (no_worse & better).any():
-            kept.append(int(index))
-    return kept
+    left = np.flatnonzero(~np.isnan(matrix).any(axis=1))
+    left = left[np.lexsort(matrix[left].T[::-1])]  # what beats a row comes before it
+    kept: list[int] = []
+    while len(left):
+        row = matrix[left[0]]
+        equal = (matrix[left] == row).all(axis=1)
+        kept += left[equal].tolist()
+        left = left[(matrix[left] < row).any(axis=1)]
+    return sorted(kept)
+
+
+def fronts(matrix: np.ndarray) -> Iterator[list[int]]:
+    """The rows of the front, of the front behind it, and so on (non-dominated ranks); rows with NaN come last."""
+    left = np.arange(len(matrix))
+    while len(left):
+        best = front_indices(matrix[left]) or list(range(len(left)))
+        yield left[best].tolist()
+        left = np.delete(left, best)
 
 
 def front(scores: Sequence[Score], goals: Sequence[Goal]) -> list[Score]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.choice import Choice, Option, Values
-from nasplat.core.cost import Cost
+from nasplat.core.cost import COSTS, Cost
 from nasplat.core.drawing import Drawing, drawing_of_graph
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import OperationGraph
@@ -50,6 +50,11 @@ class SearchSpace(Protocol):
     def build(self, architecture: Architecture) -> nn.Module:
         """A freshly initialised network (from torch's default generator). Torch is imported here, not before."""
         ...
+
+    def known(self, architecture: Architecture) -> Mapping[str, float]:
+        """The metrics that are known before anything trains, exactly. By default the cost."""
+        cost = self.cost(architecture)
+        return {name: float(getattr(cost, name)) for name in COSTS}
 
     def drawings(self, architecture: Architecture) -> Mapping[str, Drawing]:
         """Pictures by name: what a person wants to see of an architecture. By default its operation graph."""

@@ -82,7 +82,9 @@ GOLDEN: dict[str, tuple[str, str]] = {
     ),
 }
 
-families = pytest.mark.parametrize("family", FAMILIES)
+# A table of numbers builds no networks; tests/spaces/test_tabular.py holds it to what it promises.
+BUILDING = tuple(family for family in FAMILIES if family != "tabular")
+families = pytest.mark.parametrize("family", BUILDING)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -105,7 +107,7 @@ def assert_of(space: SearchSpace, architecture: Architecture) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(SPECS) == set(SMALLEST) == set(GOLDEN) == set(FAMILIES)
+    assert set(SPECS) == set(SMALLEST) == set(GOLDEN) == set(BUILDING)
 
 
 @families

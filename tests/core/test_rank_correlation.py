@@ -1,0 +1,150 @@
+"""Rank correlation of scores with the truth, held against counting pairs by hand."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from nasplat.core.errors import NasplatError
+from nasplat.core.rank_correlation import RankRow, kendall, rank_report, spearman, table_text
+
+Values = list[float] | np.ndarray
+
+
+def sign(value: float) -> int:
+    return int(value > 0) - int(value < 0)
+
+
+def counted_tau(a: Values, b: Values) -> float:
+    """Kendall's tau-b by its definition, pair by pair."""
+    pairs = list(combinations(range(len(a)), 2))
+    one = [sign(a[i] - a[j]) for i, j in pairs]
+    two = [sign(b[i] - b[j]) for i, j in pairs]
+    agreement = sum(x * y for x, y in zip(one, two, strict=True))
+    return agreement / math.sqrt(sum(x * x for x in one) * sum(y * y for y in two))
+
+
+def counted_rho(a: Values, b: Values) -> float:
+    """Pearson's correlation of mean ranks, which are counted."""
+
+    def ranks(values: Values) -> list[float]:
+        return [sum(v < x for v in values) + (sum(v == x for v in values) - 1) / 2 for x in values]
+
+    one, two = ranks(a), ranks(b)
+    x = [value - sum(one) / len(one) for value in one]
+    y = [value - sum(two) / len(two) for value in two]
+    inner = sum(p * q for p, q in zip(x, y, strict=True))
+    return inner / math.sqrt(sum(p * p for p in x) * sum(q * q for q in y))
+
+
+def test_correlations_equal_their_definitions() -> None:
+    """A wrong correlation would make a user trust a proxy that ranks nothing."""
+    rng = np.random.default_rng(0)
+    for size in (3, 4, 17, 40):
+        a, b = rng.integers(0, 6, size).astype(float), rng.integers(0, 6, size).astype(float)
+        a[:2], b[:2] = (0, 1), (1, 0)  # neither side is constant
+        assert kendall(a, b) == pytest.approx(counted_tau(a, b), abs=1e-12)
+        assert spearman(a, b) == pytest.approx(counted_rho(a, b), abs=1e-12)
+    assert kendall([1, 2, 3], [10, 20, 30]) == spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert kendall([1, 2, 3], [3, 2, 1]) == spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("correlate", [kendall, spearman])
+def test_what_cannot_be_ranked_is_nan(correlate) -> None:  # type: ignore[no-untyped-def]
+    """A number from two rows or from a constant score would look like knowledge; a warning would clutter the screen."""
+    for a, b in (([], []), ([1, 2], [1, 2]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3], [5, 5, 5])):
+        assert math.isnan(correlate(a, b))
+    assert math.isnan(correlate([1, 2, math.nan], [1, 2, 3]))  # two rows are left
+
+
+def test_missing_values_are_left_out_and_infinities_rank() -> None:
+    """A candidate whose score failed must not spoil the correlation of all others."""
+    a = [1.0, math.nan, 3.0, 2.0, -math.inf, 5.0]
+    b = [1.0, 9.0, 2.0, 4.0, 0.5, math.nan]
+    assert kendall(a, b) == pytest.approx(counted_tau([1, 3, 2, -9], [1, 2, 4, 0.5]))
+    assert spearman(a, b) == pytest.approx(counted_rho([1, 3, 2, -9], [1, 2, 4, 0.5]))
+
+
+def test_report_tells_all_from_the_best_tenth() -> None:
+    """A proxy that only tells bad from good must show that it is blind among the good, where the search ends."""
+    rng = np.random.default_rng(1)
+    truth = rng.permutation(200) / 2
+    blind = np.where(truth >= 90, 200 - truth, truth)  # right below the best tenth, upside down within it
+    [good, bad] = rank_report({"good": truth * 3 + 1, "blind": blind}, truth)
+    assert [good.kendall, good.spearman, good.kendall_best, good.spearman_best] == pytest.approx([1] * 4)
+    assert (good.name, good.count, good.count_best) == ("good", 200, 20)
+    best = truth >= 90
+    assert best.sum() == 20
+    assert bad.kendall == pytest.approx(counted_tau(blind.tolist(), truth.tolist()))
+    assert 0.9 < bad.kendall < 1
+    assert bad.kendall_best == pytest.approx(-1) == bad.spearman_best
+    order = rng.permutation(200)
+    assert rank_report({"good": (truth * 3 + 1)[order], "blind": blind[order]}, truth[order]) == [good, bad]
+
+
+def test_report_says_what_it_rests_on() -> None:
+    """Correlations of five rows and of five hundred must not look alike, and few rows make no number at all."""
+    truth = list(range(60))
+    missing = [math.nan if value >= 58 else float(value) for value in truth]
+    [full, part] = rank_report({"full": truth, "part": missing}, truth)
+    assert (full.count, full.count_best, part.count, part.count_best) == (60, 6, 58, 4)
+    assert full.kendall_best == pytest.approx(1)
+    assert math.isnan(part.kendall_best) and math.isnan(part.spearman_best)
+    assert part.kendall == pytest.approx(1)
+    [few] = rank_report({"few": truth[:30]}, truth[:30])  # a tenth is exactly 3
+    assert few.count_best == 3 and math.isnan(few.kendall_best)
+    [tied] = rank_report({"tied": truth[:40]}, [0.0] * 30 + [1.0] * 10)
+    assert tied.count_best == 10  # all candidates that are as good as the fourth
+    [unknown] = rank_report({"unknown": truth}, [math.nan] * 60)
+    assert (unknown.count, unknown.count_best) == (0, 0) and math.isnan(unknown.kendall)
+    [half] = rank_report({"half": truth}, truth, best=0.5)
+    assert half.count_best == 30
+    [one] = rank_report({"one": truth}, truth, best=1e-12)
+    assert one.count_best == 1
+
+
+def test_table_is_aligned_and_complete() -> None:
+    """The lines beside a ranking are what a user reads before trusting it."""
+    rows = [RankRow("macs", 0.5612, 0.72, math.nan, math.nan, 40, 4), RankRow("jacob_cov", -1.0, 0.1, 0, 1, 1000, 100)]
+    lines = table_text(rows)
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["macs", "0.561", "0.720", "40", "-", "-", "4"]
+    assert lines[2].split() == ["jacob_cov", "-1.000", "0.100", "1000", "0", "1", "100"]
+    assert [line.rindex(end) + len(end) for line, end in zip(lines, ("rows", "4", "100"), strict=True)] == [
+        len(lines[0])
+    ] * 3
+    assert len(table_text([])) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "best", "message"),
+    [
+        ({"a": [1, 2]}, [1, 2, 3], 0.1, "score 'a'.* 2 rows against 3"),
+        ({"a": ["x", "y", "z"]}, [1, 2, 3], 0.1, "score 'a' cannot be ranked"),
+        ({"a": [1, 2, 3]}, [[1, 2, 3]], 0.1, "shape"),
+        ({"a": [1, 2, 3]}, [1, 2, 3], 0, "fraction"),
+        ({"a": [1, 2, 3]}, [1, 2, 3], 1.1, "fraction"),
+        ({"a": [1, 2, 3]}, [1, 2, 3], math.nan, "fraction"),
+    ],
+)
+def test_wrong_input_is_named(scores, truth, best, message) -> None:  # type: ignore[no-untyped-def]
+    """Rows that do not belong together must not be correlated silently."""
+    with pytest.raises(NasplatError, match=message):
+        rank_report(scores, truth, best)
+    with pytest.raises(NasplatError, match="3 rows against 2"):
+        kendall([1, 2, 3], [1, 2])
+    with pytest.raises(NasplatError, match="3 rows against 2"):
+        spearman([1, 2, 3], [1, 2])
+
+
+def test_importing_needs_neither_scipy_nor_torch() -> None:
+    """`nasplat --help` must stay quick."""
+    code = "import sys, nasplat.core.rank_correlation; print([m for m in ('scipy', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
