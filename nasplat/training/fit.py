@@ -30,6 +30,7 @@ def fit(
     checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    until: float = 1.0,
 ) -> TrainResult:
     """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`."""
     with memory_guard("loading images"):
@@ -45,6 +46,7 @@ def fit(
         checkpoint=checkpoint,
         on_progress=on_progress,
         stop=stop,
+        until=until,
     )
 
 

@@ -62,7 +62,7 @@ class TrainResult:
         losses: mean of each epoch; the last may be partial, and one that `stop` cut short is left out.
         steps: optimiser steps done.
         seconds: of training, those before an interruption included.
-        finished: False where `stop` ended it before its budget did.
+        finished: False where `stop` or `until` ended it before its budget did.
     """
 
     losses: tuple[float, ...]
@@ -82,6 +82,7 @@ def train(
     checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    until: float = 1.0,
 ) -> TrainResult:
     """Trains a network in place, and leaves it on the device, in training mode and with contiguous weights.
 
@@ -92,9 +93,11 @@ def train(
         network: any module from images `(N, C, H, W)` to its outputs.
         loader: batches with as many views as the objective asks for.
         checkpoint: a folder that this training owns. A checkpoint there is gone on from; a new one is written at
-            most every `settings.checkpoint_seconds`, and when `stop` ends the training.
+            most every `settings.checkpoint_seconds`, and when `stop` or `until` ends the training.
         on_progress: called at most a few times a second, and at the end.
         stop: asked after every step; True ends the training.
+        until: the share of the budget, in (0, 1], at which the training pauses; called again with more it goes on from
+            the checkpoint as if it had never paused. The learning rate is that of the whole budget all along.
 
     Raises:
         TrialFailed: the loss or the weights are no longer finite, or there is nothing to train.
@@ -102,9 +105,8 @@ def train(
         NasplatError: a checkpoint of other settings or of another network, or data that do not fit the objective.
     """
     with memory_guard("training"), repeatable(device, seed):
-        run = _Training(
-            network, objective, loader, settings, place(settings, device), seed, checkpoint, on_progress, stop
-        )
+        placement = place(settings, device)
+        run = _Training(network, objective, loader, settings, placement, seed, checkpoint, on_progress, stop, until)
         try:
             run.restore()
             finished = run.epochs()
@@ -113,7 +115,8 @@ def train(
             # safetensors saves contiguous tensors only.
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             run.optimiser.zero_grad(set_to_none=True)
-        return TrainResult(tuple(run.losses), run.step, run.seconds(), finished)
+        partial = (run.read_loss() / run.epoch_step,) if run.epoch_step and run.share() >= until else ()
+        return TrainResult((*run.losses, *partial), run.step, run.seconds(), finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,13 @@ class _Training:
         checkpoint: Path | None,
         on_progress: Callable[[Progress], None] | None,
         stop: Callable[[], bool] | None,
+        until: float,
     ) -> None:
         self.network, self.objective, self.loader = network, objective, loader
         self.settings, self.placement = settings, placement
-        self.checkpoint, self.on_progress, self.stop = checkpoint, on_progress, stop
+        self.checkpoint, self.on_progress, self.stop, self.until = checkpoint, on_progress, stop, until
+        if not 0 < until <= 1:
+            raise NasplatError(f"until is {until}", "it is a share of the budget, above 0 and at most 1")
         if settings.drop_path and not hasattr(network, "drop_path_probability"):
             raise NasplatError("drop_path: this network has no paths that can be dropped", "use drop_path: 0")
 
@@ -191,13 +197,13 @@ class _Training:
         return min(self.seconds() / self.settings.seconds, 1.0)
 
     def epochs(self) -> bool:
-        """Trains to the end of the budget, or until it is told to stop (False)."""
-        while self.share() < 1:
+        """Trains to the end of the budget; False where it was told to stop, or pauses, before."""
+        while self.share() < self.until:
             self.data_generator.set_state(self.epoch_state)
             # After a resume the epoch's first batches are drawn again, so that all draws after them are the same.
             for batch in islice(self.loader.epoch(self.data_generator), self.epoch_step, None):
                 self.one_step(batch)
-                if self.share() >= 1:
+                if self.share() >= self.until:
                     break
                 if self.stop is not None and self.stop():
                     self.report()
@@ -210,6 +216,8 @@ class _Training:
                     self.save()
             if self.epoch_step == 0:
                 raise NasplatError("there are no images to train on")
+            if self.until <= self.share() < 1 and self.epoch_step < self.loader.batches_per_epoch:
+                break  # a pause within an epoch, which ends when the training goes on
             loss_sum = self.read_loss()
             self.losses.append(loss_sum / self.epoch_step)
             self.earlier_losses += loss_sum
@@ -218,6 +226,9 @@ class _Training:
             self.epoch_state = self.data_generator.get_state()
         self.check_weights()
         self.report()
+        if self.share() < 1:
+            self.save()
+            return False
         return True
 
     def one_step(self, batch: Batch) -> None:
@@ -264,9 +275,10 @@ class _Training:
         if self.on_progress is not None and steps:
             share = self.share()
             if self.steps is None:
-                left = (self.settings.seconds or 0.0) * (1 - share)
+                left = (self.settings.seconds or 0.0) * max(self.until - share, 0.0)
             else:
-                left = (seen.time - self.started) / (self.step - self.first_step) * (self.steps - self.step)
+                ahead = max(self.until * self.steps - self.step, 0.0)
+                left = (seen.time - self.started) / (self.step - self.first_step) * ahead
             progress = Progress(
                 step=self.step,
                 steps=self.steps,
