@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nasplat.core.architecture import Architecture
 from nasplat.core.experiment import Bounds
-from nasplat.core.space import SearchSpace
 
 Constraints = Mapping[str, Bounds]
-COSTS = ("macs", "params", "peak_bytes")
-
-
-def cost_metrics(space: SearchSpace, architecture: Architecture) -> dict[str, float]:
-    """The metrics that are known before anything trains."""
-    cost = space.cost(architecture)
-    return {name: float(getattr(cost, name)) for name in COSTS}
 
 
 def violations(metrics: Mapping[str, float], constraints: Constraints) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nasplat.core.choice import Values
-from nasplat.core.front import Goal, front_indices, losses
+from nasplat.core.front import Goal, fronts, losses
 from nasplat.core.space import SearchSpace
 from nasplat.search.history import History
 from nasplat.search.suggestion import Strategy
@@ -56,13 +56,10 @@ def ranking(matrix: np.ndarray) -> list[int]:
     Args:
         matrix: `(N, M)`, less is better.
     """
-    left = list(range(len(matrix)))
     order: list[int] = []
-    while left:
-        best = [left[position] for position in front_indices(matrix[left])] or left
-        crowding = crowding_distance(matrix[best])
-        order += [best[position] for position in sorted(range(len(best)), key=lambda p: (-crowding[p], -best[p]))]
-        left = [row for row in left if row not in set(best)]
+    for best in fronts(matrix):
+        crowding = dict(zip(best, crowding_distance(matrix[best]), strict=True))
+        order += sorted(best, key=lambda row: (-crowding[row], -row))
     return order
 
 

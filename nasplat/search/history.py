@@ -9,10 +9,10 @@ from typing import Any, Literal, overload
 
 from nasplat.core import experiment
 from nasplat.core.choice import Values
+from nasplat.core.cost import COSTS
 from nasplat.core.front import Goal
-from nasplat.search.constraints import COSTS
 
-State = Literal["running", "complete", "infeasible", "failed", "repeat"]
+State = Literal["running", "complete", "infeasible", "failed", "repeat", "stopped", "screened"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,21 @@ class Proposal:
         number: the trial's number.
         values: the canonical values.
         digest: of the architecture.
-        state: `repeat` where an earlier proposal is the same architecture; it is answered from the record.
+        state: `repeat` where an earlier proposal is the same architecture; it is answered from the record. `stopped`
+            where its training ended early, `screened` where a cheap score dropped it before training.
         metrics: of a complete proposal everything that was measured; of others what is known without training.
         violations: relative excess over every hard constraint; above 0 is a violation.
         notes: what the strategy wants to find again (Optuna system attributes, JSON-plain).
         proposed: the strategy's raw values, where they differ from the canonical ones.
         repeat_of: number of the proposal that is answered from.
         reason: why it is infeasible or failed.
+        why: it was proposed, in the words of the strategy.
         seconds: how long the evaluation took; 0 where nothing was evaluated.
+        replicate: of an architecture that is evaluated again with a new seed, how often it was before.
+        runs: the evaluations that `metrics` is the mean of.
+        rung: of early stopping, that it is or was trained to; 0 is the lowest.
+        rungs: what was measured at each rung below the last.
+        landmark: name of a known network that was enqueued by its name.
     """
 
     number: int
@@ -43,7 +50,13 @@ class Proposal:
     proposed: Values | None = None
     repeat_of: int | None = None
     reason: str = ""
+    why: str = ""
     seconds: float = 0.0
+    replicate: int = 0
+    runs: int = 1
+    rung: int = 0
+    rungs: tuple[Mapping[str, float], ...] = ()
+    landmark: str = ""
 
 
 class History(Sequence[Proposal]):
@@ -77,8 +90,21 @@ class History(Sequence[Proposal]):
 
     @cached_property
     def complete(self) -> tuple[Proposal, ...]:
-        """Evaluated candidates, each once."""
-        return tuple(proposal for proposal in self._proposals if proposal.state == "complete")
+        """Evaluated candidates, each once; of one that was evaluated several times the first, with mean metrics."""
+        runs: dict[str, list[Proposal]] = {}
+        for proposal in self._proposals:
+            if proposal.state == "complete":
+                runs.setdefault(proposal.digest, []).append(proposal)
+        return tuple(found[0] if len(found) == 1 else _mean(found) for found in runs.values())
+
+    @cached_property
+    def runs(self) -> Mapping[str, tuple[Proposal, ...]]:
+        """By digest the evaluations of every architecture that was evaluated more than once."""
+        again = {proposal.digest for proposal in self._proposals if proposal.replicate and proposal.state == "complete"}
+        return {
+            digest: tuple(one for one in self._proposals if one.digest == digest and one.state == "complete")
+            for digest in sorted(again)
+        }
 
     @cached_property
     def evaluated(self) -> int:
@@ -90,7 +116,7 @@ class History(Sequence[Proposal]):
         """How many of the last proposals in a row needed no evaluation: repeats, and violated constraints."""
         length = 0
         for proposal in reversed(self._proposals):
-            if counts(proposal):
+            if counts(proposal) or proposal.state == "screened":
                 break
             length += 1
         return length
@@ -104,6 +130,12 @@ class History(Sequence[Proposal]):
         begun = [proposal.number for proposal in self._proposals if counts(proposal)]
         late = set(begun[len(begun) - hidden :]) if hidden else set()
         return History((_unknown(one, late) for one in self._proposals), self.next_number)
+
+
+def _mean(runs: Sequence[Proposal]) -> Proposal:
+    common = [name for name in runs[0].metrics if all(name in one.metrics for one in runs)]
+    metrics = {name: sum(one.metrics[name] for one in runs) / len(runs) for name in common}
+    return replace(runs[0], metrics=metrics, runs=len(runs))
 
 
 def _unknown(proposal: Proposal, late: Container[int]) -> Proposal:
@@ -121,12 +153,13 @@ def _unknown(proposal: Proposal, late: Container[int]) -> Proposal:
         violations={key: value for key, value in proposal.violations.items() if key.rpartition(".")[0] in COSTS},
         reason="",
         seconds=0.0,
+        rungs=(),
     )
 
 
 def counts(proposal: Proposal) -> bool:
     """Whether the proposal was evaluated, and not answered from the record or refused by its cost."""
-    if proposal.state == "repeat":
+    if proposal.state in ("repeat", "screened"):
         return False
     return proposal.state != "infeasible" or proposal.seconds > 0
 

@@ -38,7 +38,7 @@ def tpe(startup: int = 10, candidates: int = 24) -> Strategy:
     )
 
 
-def gp(startup: int = 10) -> Strategy:
+def optuna_gp(startup: int = 10) -> Strategy:
     """Gaussian process with (expected hypervolume) improvement; about half a second a proposal at 80 trials.
 
     Args:
@@ -97,7 +97,8 @@ def from_sampler(make: Callable[[int], BaseSampler]) -> Strategy:
 
 
 def _replay(proposal: Proposal, space: SearchSpace, goals: Sequence[Goal], table: dict[str, Any]) -> FrozenTrial:
-    states = {"running": TrialState.RUNNING, "infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
+    dropped = dict.fromkeys(("infeasible", "stopped", "screened"), TrialState.PRUNED)
+    states = {"running": TrialState.RUNNING, "failed": TrialState.FAIL, **dropped}
     state = states.get(proposal.state, TrialState.COMPLETE)
     if proposal.state == "repeat" and any(goal.metric not in proposal.metrics for goal in goals):
         state = TrialState.FAIL  # of one that failed, or whose answer is still awaited

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,16 +19,16 @@ from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
 from nasplat.core.front import Goal
 from nasplat.core.space import SearchSpace
-from nasplat.search.constraints import Constraints, cost_metrics, describe, excess, violations
+from nasplat.search.constraints import Constraints, describe, excess, violations
 from nasplat.search.history import History
 from nasplat.search.seeds import ask_rng
 from nasplat.search.study import Draft
 from nasplat.search.suggestion import Strategy, Suggestion
+from nasplat.search.within import descent, within
 
 PATIENCE = 5
 WALKS = 100
 SAMPLES = 200
-DESCENT = 2_000
 ENUMERABLE = 5_000
 
 
@@ -57,10 +58,13 @@ def propose(
         suggestion = Suggestion(suggestion)
     architecture = space.canonical(suggestion.values)
     original = history.by_digest.get(architecture.digest)
+    if original is not None and suggestion.again and original.state == "complete":
+        earlier = sum(one.digest == architecture.digest and one.state != "repeat" for one in history)
+        return replace(drafted(space, architecture, constraints, suggestion), replicate=earlier)
     if original is not None:
-        draft = Draft(architecture, suggestion.values, notes=suggestion.notes, repeat_of=original)
+        draft = Draft(architecture, suggestion.values, notes=suggestion.notes, why=suggestion.why, repeat_of=original)
     else:
-        draft = _draft(space, architecture, constraints, suggestion)
+        draft = drafted(space, architecture, constraints, suggestion)
         if excess(draft.violations) == 0:
             return draft
     if history.barren < PATIENCE:
@@ -68,8 +72,46 @@ def propose(
     return _look_around(draft, history, space, constraints, ask_rng(seed, number, 1), suggestion)
 
 
-def _draft(space: SearchSpace, architecture: Architecture, constraints: Constraints, suggestion: Suggestion) -> Draft:
-    cost = cost_metrics(space, architecture)
+def admissible(strategy: Strategy, constraints: Constraints | None = None) -> Strategy:
+    """A strategy that proposes only what is new and meets hard constraints on what is known before training.
+
+    For `StrategySampler` in an Optuna study of one's own; `nasplat search` does the same to every strategy by itself.
+
+    Args:
+        strategy: ours, or one of Optuna's samplers through `nasplat.search.optuna_strategies.from_sampler`.
+        constraints: metric to bounds.
+    """
+    bounds = dict(constraints or {})
+    views: WeakKeyDictionary[SearchSpace, SearchSpace] = WeakKeyDictionary()
+
+    def propose_admissible(
+        history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /
+    ) -> Suggestion:
+        if space not in views:
+            views[space] = within(space, bounds) if bounds else space
+        view = views[space]
+        suggestion = strategy(history, view, goals, rng)
+        if not isinstance(suggestion, Suggestion):
+            suggestion = Suggestion(suggestion)
+        architecture = view.canonical(suggestion.values)
+        draft = drafted(view, architecture, bounds, suggestion)
+        original = history.by_digest.get(architecture.digest)
+        if suggestion.again or (original is None and excess(draft.violations) == 0):
+            return suggestion
+        found = _look_around(replace(draft, repeat_of=original), history, view, bounds, rng, suggestion)
+        if isinstance(found, Exhausted):
+            return suggestion
+        return Suggestion(found.architecture.values, suggestion.notes, found.why)
+
+    return propose_admissible
+
+
+def drafted(
+    space: SearchSpace, architecture: Architecture, constraints: Constraints, suggestion: Suggestion | None = None
+) -> Draft:
+    """An architecture with what is known of it, and by how much it violates hard constraints."""
+    suggestion = suggestion or Suggestion(architecture.values)
+    cost = space.known(architecture)
     found = violations(cost, constraints)
     return Draft(
         architecture,
@@ -78,6 +120,7 @@ def _draft(space: SearchSpace, architecture: Architecture, constraints: Constrai
         violations=found,
         reason=describe(cost, found, constraints),
         notes=suggestion.notes,
+        why=suggestion.why,
     )
 
 
@@ -98,7 +141,7 @@ def _look_around(
             if architecture.digest in history.by_digest or architecture.digest in looked:
                 continue
             looked.add(architecture.digest)
-            found = _draft(space, architecture, constraints, suggestion)
+            found = drafted(space, architecture, constraints, suggestion)
             if nearest is None or excess(found.violations) < excess(nearest.violations):
                 nearest = found
             if excess(found.violations) == 0:
@@ -107,10 +150,12 @@ def _look_around(
 
     found = fresh(_near(draft.architecture, space, rng)) or fresh(space.sample(rng) for _ in range(SAMPLES))
     if found is None and nearest is not None and constraints:
-        found = fresh(_descent(nearest, space, constraints, rng))
+        found = fresh(descent(space, nearest.architecture, constraints, rng))
     found = found or fresh(_listed(history, space))
     if found is not None:
-        return found
+        return replace(
+            found, why=f"in place of a {'repeat' if draft.repeat_of else 'proposal against the constraints'}"
+        )
     if not constraints:
         return Exhausted(f"all {len(history.by_digest)} architectures that could be found have been tried")
     if any(proposal.state != "infeasible" for proposal in history.by_digest.values()):
@@ -126,25 +171,6 @@ def _near(start: Architecture, space: SearchSpace, rng: np.random.Generator) -> 
             walker = space.mutate(walker, rng) if walker is not None else None
         if walker is not None:
             yield walker
-
-
-def _descent(
-    start: Draft, space: SearchSpace, constraints: Constraints, rng: np.random.Generator
-) -> Iterator[Architecture]:
-    """Downhill in what is too much, one choice after the other, until no choice helps; a bounded number of looks."""
-    here, least, looks = start.architecture, excess(start.violations), 0
-    improved = True
-    while improved and looks < DESCENT:
-        improved = False
-        for position in rng.permutation(len(space.choices)):
-            choice = list(space.choices.values())[position]
-            for option in choice.options:
-                neighbour = space.canonical({**here.values, choice.name: option})
-                looks += 1
-                too_much = excess(violations(cost_metrics(space, neighbour), constraints))
-                if too_much < least:
-                    here, least, improved = neighbour, too_much, True
-                    yield neighbour
 
 
 def _listed(history: History, space: SearchSpace) -> Iterator[Architecture]:

@@ -13,8 +13,12 @@ from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.front import Goal
 from nasplat.core.space import SearchSpace
 from nasplat.search.evolution import regularised_evolution
+from nasplat.search.expansion import expansion
+from nasplat.search.gp import gp
 from nasplat.search.history import History
-from nasplat.search.optuna_strategies import gp, nsga2, tpe
+from nasplat.search.local_search import local_search
+from nasplat.search.optuna_strategies import nsga2, optuna_gp, tpe
+from nasplat.search.reinforce import reinforce
 from nasplat.search.suggestion import Strategy
 
 
@@ -29,10 +33,14 @@ def random() -> Strategy:
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "random": random,
-    "tpe": tpe,
     "gp": gp,
-    "nsga2": nsga2,
+    "local_search": local_search,
     "evolution": regularised_evolution,
+    "reinforce": reinforce,
+    "expansion": expansion,
+    "tpe": tpe,
+    "nsga2": nsga2,
+    "optuna_gp": optuna_gp,
 }
 
 

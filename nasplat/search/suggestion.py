@@ -16,10 +16,19 @@ from nasplat.search.history import History
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Values, and notes that the strategy finds again with the proposal in the history (JSON-plain)."""
+    """What a strategy proposes.
+
+    Args:
+        values: for the choices of the space.
+        notes: what the strategy finds again with the proposal in the history (JSON-plain).
+        why: it was chosen, for people.
+        again: evaluate it with a new seed, although it was evaluated before.
+    """
 
     values: Values
     notes: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+    again: bool = False
 
 
 class Strategy(Protocol):
