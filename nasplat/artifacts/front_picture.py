@@ -14,21 +14,23 @@ from nasplat.core.front import Goal, front_indices, losses
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE = (
     "<style>.fp-paper{fill:#ffffff}.fp-ink{fill:#1d2530}.fp-soft{fill:#64707f}.fp-grid{stroke:#e6e9ee}"
-    ".fp-dot{fill:#9aa5b4}.fp-front{fill:#2f6fde}.fp-line,.fp-bar{stroke:#2f6fde}.fp-ring{stroke:#ffffff}"
+    ".fp-dot{fill:#9aa5b4}.fp-front{fill:#2f6fde}.fp-line,.fp-bar{stroke:#2f6fde}.fp-ring{stroke:#ffffff}.fp-known{fill:#c2571a}"
     "@media (prefers-color-scheme: dark){.fp-paper{fill:#12161d}.fp-ink{fill:#e4e8ee}.fp-soft{fill:#98a3b3}"
     ".fp-grid{stroke:#262d38}.fp-dot{fill:#66717f}.fp-front{fill:#6ea0ff}.fp-line,.fp-bar{stroke:#6ea0ff}"
-    ".fp-ring{stroke:#12161d}}</style>"
+    ".fp-ring{stroke:#12161d}.fp-known{fill:#ff9a5c}}</style>"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PicturePoint:
-    """A candidate: its values on the two axes, and the interval of its confirmation on the vertical one."""
+    """A candidate: its values on the two axes, the interval of its confirmation on the vertical one, and its name
+    where it is a known network."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
+    landmark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def front_svg(
     """All candidates as dots, the Pareto front of the two axes as a line in steps, intervals as bars.
 
     A candidate that failed to learn would press all others together: one that is far worse than most stands at the
-    edge, as a triangle.
+    edge, as a triangle. Known networks are diamonds with their names.
 
     Args:
         points: of the candidates that were measured on both axes.
@@ -92,6 +94,7 @@ def front_svg(
     on_front = set(best)
     for index in sorted(range(len(points)), key=lambda index: index in on_front):
         parts.append(_dot(points[index], across, up, index in on_front))
+    parts += [_landmark(point, across, up, right) for point in points if point.landmark]
     summary = f"{metric_names.label(y.metric)} against {metric_names.label(x.metric)}"
     summary += f", {metric_names.counted(len(points), 'network')}"
     return (
@@ -119,6 +122,15 @@ def _dot(point: PicturePoint, across: _Axis, up: _Axis, on_front: bool) -> str:
     if on_front:
         return f'{bar}<circle class="fp-front fp-ring" cx="{x:.1f}" cy="{y:.1f}" r="5.5" stroke-width="1.5"/>'
     return f'{bar}<circle class="fp-dot" cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill-opacity=".75"/>'
+
+
+def _landmark(point: PicturePoint, across: _Axis, up: _Axis, right: float) -> str:
+    """A diamond over the dot, and the network's name on the side where there is room."""
+    x, y = across(point.x), up(point.y)
+    room = x + 12 + 6.5 * len(point.landmark) < right
+    place = 'text-anchor="start"' if room else 'text-anchor="end"'
+    name = _text(x + (9 if room else -9), y + 14, point.landmark, f'class="fp-known" {place}')
+    return f'<path class="fp-known fp-ring" d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z" stroke-width="1.5"/>{name}'
 
 
 def _steps(points: Sequence[tuple[float, float]], x: Goal) -> str:

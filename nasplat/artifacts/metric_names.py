@@ -21,6 +21,9 @@ METRICS: dict[str, tuple[str, Unit]] = {
     "seconds": ("Time", "seconds"),
     "train_seconds": ("Training", "seconds"),
     "loss": ("Loss", "number"),
+    "naswot": ("NASWOT", "number"),
+    "snip": ("SNIP", "number"),
+    "jacob_cov": ("Jacobian covariance", "number"),
 }
 
 

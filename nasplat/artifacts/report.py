@@ -14,15 +14,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-
 from nasplat.artifacts import metric_names
 from nasplat.artifacts.files import write_text
 from nasplat.artifacts.run_directory import short
 from nasplat.core.drawing import Drawing
-from nasplat.core.front import Direction, Goal, front_indices, hypervolume, losses
-
-_HYPERVOLUME_GOALS = 3  # more make it slow, and say little
+from nasplat.core.front import Direction, Goal
+from nasplat.core.rank_correlation import RankRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,19 @@ class TrainedAgain:
 
 @dataclass(frozen=True, slots=True)
 class ReportTrial:
-    """One trial, however it ended: `complete`, `infeasible`, `failed`, `running` or `repeat`."""
+    """One trial, however it ended.
+
+    Args:
+        number: of the trial.
+        digest: of the architecture.
+        state: see `nasplat.search.history.Proposal`.
+        metrics: what is known of it.
+        reason: why it did not end well.
+        seconds: its own wall time.
+        finished: the wall time of the search at its end; None while it has not ended.
+        why: it was proposed.
+        landmark: the name of a known network.
+    """
 
     number: int
     digest: str
@@ -69,6 +78,9 @@ class ReportTrial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    finished: float | None = None
+    why: str = ""
+    landmark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,7 @@ class ReportData:
         made: when, in any words.
         notes: sentences that a reader should know first.
         confirmed: the architectures that were trained again.
+        ranking: how well the score ranked by which candidates were screened.
     """
 
     name: str
@@ -124,6 +137,7 @@ class ReportData:
     made: str = ""
     notes: Sequence[str] = ()
     confirmed: Sequence[TrainedAgain] = ()
+    ranking: Sequence[RankRow] = ()
 
     @property
     def complete(self) -> list[ReportTrial]:
@@ -183,52 +197,14 @@ def render(data: ReportData) -> str:
     )
 
 
-def best_so_far(data: ReportData) -> list[tuple[int, float]]:
-    """Trial number and the best value of the first goal by then, wherever it improved, and at the end."""
-    goal = data.goals[0]
-    better = max if goal.direction == "maximize" else min
-    curve: list[tuple[int, float]] = []
-    for trial in data.complete:
-        value = trial.metrics[goal.metric]
-        best = better(value, curve[-1][1]) if curve else value
-        if not curve or best != curve[-1][1] or trial is data.complete[-1]:
-            curve.append((trial.number, best))
-    return curve
-
-
-def hypervolume_curve(data: ReportData) -> list[tuple[int, float]]:
-    """Trial number and the share of the volume that is dominated by then, between the best and worst of all trials.
-
-    Every goal (the first three) is scaled to 0..1 over all trials, by its logarithm where it is positive and spans more
-    than a factor of 20; the reference point lies at 1.1.
-    """
-    goals = list(data.goals)[:_HYPERVOLUME_GOALS]
-    complete = data.complete
-    if len(goals) < 2 or len(complete) < 2:
-        return []
-    raw = losses([trial.metrics for trial in complete], goals)
-    for column in raw.T:
-        if column.min() > 0 and column.max() > 20 * column.min():
-            column[:] = np.log(column)
-    span = raw.max(axis=0) - raw.min(axis=0)
-    scaled = (raw - raw.min(axis=0)) / np.where(span > 0, span, 1.0)
-    reference = [1.1] * len(goals)
-    curve: list[tuple[int, float]] = []
-    kept = np.empty((0, len(goals)))
-    for trial, row in zip(complete, scaled, strict=True):
-        dominated = len(kept) and bool((kept <= row).all(axis=1).any())
-        if not dominated:
-            together = np.vstack([kept, row])
-            kept = together[front_indices(together)]
-            curve.append((trial.number, hypervolume(kept, reference) / 1.1 ** len(goals)))
-        elif trial is complete[-1]:
-            curve.append((trial.number, curve[-1][1]))
-    return curve
-
-
 def _page_data(data: ReportData) -> dict[str, Any]:
-    """What the page's script reads. Candidates of the search and networks that were trained again are told alike, but
-    apart: an accuracy belongs to the costs of the network that was measured."""
+    """What the page's script reads.
+
+    Candidates of the search and networks that were trained again are told alike, but apart: an accuracy belongs to the
+    costs of the network that was measured.
+    """
+    from nasplat.artifacts.report_curves import best_so_far, hypervolume_curve
+
     on_front = {member.digest for member in data.front}
     return {
         "name": data.name,
@@ -239,6 +215,7 @@ def _page_data(data: ReportData) -> dict[str, Any]:
         "confirmed": [_again(row) for row in data.confirmed],
         "best": best_so_far(data),
         "hypervolume": hypervolume_curve(data),
+        "hypervolumeByTime": hypervolume_curve(data, by_time=True),
     }
 
 
@@ -260,7 +237,8 @@ def _trial(trial: ReportTrial, front: bool) -> dict[str, Any]:
         "digest": trial.digest,
         "state": trial.state,
         "front": front,
-        "note": "on the front" if front else "",
+        "note": ", ".join(filter(None, (trial.landmark, "on the front" if front else ""))),
+        "landmark": trial.landmark,
         "metrics": {name: value for name, value in trial.metrics.items() if isfinite(value)},
         "text": {name: metric_names.text(name, value) for name, value in trial.metrics.items()},
     }

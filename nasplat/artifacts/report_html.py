@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from nasplat.artifacts import metric_names, report_confirmed
+from nasplat.artifacts import metric_names, report_confirmed, report_ranking
 from nasplat.artifacts.drawing import draw_svg
 from nasplat.artifacts.front_picture import PicturePoint, front_svg
 from nasplat.artifacts.report import FrontMember, ReportData, ReportTrial
@@ -26,7 +26,7 @@ def body(data: ReportData) -> str:
     """Everything between the page's head and its scripts."""
     sections = [_head(data), _tiles(data), *(f'<p class="note">{escape(note)}</p>' for note in data.notes)]
     if data.complete:
-        sections += [_pareto(data), report_confirmed.section(data), _progress(data)]
+        sections += [_pareto(data), report_confirmed.section(data), _progress(data), report_ranking.section(data)]
     else:
         sections.append('<p class="note">No trial is complete yet, so there is no front to show.</p>')
     if data.front:
@@ -84,7 +84,7 @@ def _count(networks: int, which: str) -> tuple[str, str]:
 def _pareto(data: ReportData) -> str:
     x, y = _axes(data)
     points = [
-        PicturePoint(trial.metrics[x.metric], trial.metrics[y.metric])
+        PicturePoint(trial.metrics[x.metric], trial.metrics[y.metric], landmark=trial.landmark)
         for trial in data.complete
         if x.metric in trial.metrics and y.metric in trial.metrics
     ]
@@ -116,6 +116,8 @@ def _progress(data: ReportData) -> str:
         names = ", ".join(metric_names.label(goal.metric) for goal in data.goals[:3])
         charts += (
             f'<div class="card"><h3>Hypervolume of {escape(names)}, as a share</h3>'
+            '<div class="controls"><label>against <select id="hypervolume-x"><option value="trials">trials</option>'
+            '<option value="seconds">time</option></select></label></div>'
             '<div id="hypervolume" class="plot"></div></div>'
         )
     return (
@@ -158,7 +160,7 @@ def _member(data: ReportData, member: FrontMember, is_open: bool) -> str:
     )
 
 
-_STATES = ("complete", "running", "failed", "infeasible", "repeat")
+_STATES = ("complete", "running", "stopped", "screened", "failed", "infeasible", "repeat")
 
 
 def _table(data: ReportData) -> str:
@@ -186,7 +188,8 @@ def _row(data: ReportData, trial: ReportTrial, on_front: bool) -> str:
     cells = [
         f'<td class="number">{trial.number}</td>',
         digest(trial.digest, short(trial.digest)),
-        f'<td><span class="badge {escape(badge)}" title="{escape(trial.reason)}">{escape(state)}</span></td>',
+        f'<td><span class="badge {escape(badge)}" title="{escape(trial.reason or trial.why)}">{escape(state)}</span>'
+        + (f' <span class="soft">{escape(trial.landmark)}</span></td>' if trial.landmark else "</td>"),
     ]
     cells += [number(name, trial.metrics.get(name)) for name in data.metrics]
     cells.append(number("seconds", trial.seconds or None))
@@ -195,10 +198,13 @@ def _row(data: ReportData, trial: ReportTrial, on_front: bool) -> str:
     return f"<tr {marks}>{''.join(cells)}</tr>"
 
 
+_DROPPED = ("failed", "infeasible", "screened", "stopped")
+
+
 def _unfinished(data: ReportData) -> str:
     groups: dict[tuple[str, str], list[ReportTrial]] = {}
     for trial in data.trials:
-        if trial.state in {"failed", "infeasible"}:
+        if trial.state in _DROPPED:
             alike = re.sub(r"\d[\d.,_]*", "0", trial.reason)  # the same reason, whatever its numbers
             groups.setdefault((trial.state, alike), []).append(trial)
     if not groups:
@@ -209,8 +215,9 @@ def _unfinished(data: ReportData) -> str:
         for (state, _), alike in sorted(groups.items(), key=lambda item: -len(item[1]))
     )
     return (
-        '<section id="reasons"><h2>Why trials failed or could not be used</h2>'
-        '<p class="lead">Infeasible ones break a constraint or do not fit into memory; failed ones went wrong.</p>'
+        '<section id="reasons"><h2>Why trials did not end</h2>'
+        '<p class="lead">Infeasible ones break a constraint or do not fit into memory; failed ones went wrong; '
+        "screened ones had too low a score to be trained; stopped ones were behind others after part of it.</p>"
         '<div class="card scroll"><table><thead><tr><th>State</th><th class="number">Trials</th><th>Reason</th>'
         f"<th>Which</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nasplat.artifacts.metric_names import counted, label, text
+from nasplat.cli.explanation import explanation
 from nasplat.cli.numbers import PLAIN_SECONDS, duration
 from nasplat.cli.tables import plain_table
 from nasplat.core.front import Goal, Score
@@ -35,9 +36,13 @@ class SearchView:
         goals: the axes of the front.
         budget: in trials; None where there is none.
         workers: processes that are started for the trials; 0 where they run in this one.
+        explain: say why each candidate is chosen, dropped or trained on.
     """
 
-    def __init__(self, console: Console, goals: Sequence[Goal], budget: int | None, workers: int = 0) -> None:
+    def __init__(
+        self, console: Console, goals: Sequence[Goal], budget: int | None, workers: int = 0, *, explain: bool = False
+    ) -> None:
+        self._explain = explain
         self.interrupted = False
         self._console = console
         self._goals = tuple(goals)
@@ -67,6 +72,8 @@ class SearchView:
     def on_event(self, event: Event) -> None:
         from nasplat.search import events
 
+        if self._explain and (line := explanation(event)) is not None:
+            self.say(line)
         match event:
             case events.INTERRUPTED:
                 self.interrupted = True
@@ -78,6 +85,9 @@ class SearchView:
             case events.Progress(number=number, fields=fields):
                 self._begin()
                 self._running[number] = _progress_text(fields)
+            case events.Judged(proposal=proposal):
+                self._begin()
+                self._running.pop(proposal.number, None)
             case events.Told(proposal=proposal, evaluated=evaluated, budget=budget):
                 self._begin()
                 self._running.pop(proposal.number, None)

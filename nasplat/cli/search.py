@@ -29,6 +29,9 @@ def search(
     export: Annotated[
         Literal["best", "front", "none"], typer.Option(help="What is written as ONNX when it is done.")
     ] = "best",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why each candidate is chosen, dropped or trained on.")
+    ] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the experiment: --set train.epochs=3")
     ] = None,
@@ -57,7 +60,8 @@ def search(
     settings = prepared.experiment
     workers = settings.run.workers if settings.run.executor == "processes" else 0
     try:
-        with SearchView(console, goals_of(settings.score), settings.search.trials, workers) as view:
+        goals = goals_of(settings.score)
+        with SearchView(console, goals, settings.search.trials, workers, explain=explain) as view:
             outcome = run_and_report(prepared, export=export, on_event=view.on_event, say=view.after)
     except KeyboardInterrupt as stop:
         _print_stopped(console, prepared.directory)
@@ -72,10 +76,10 @@ def _title(prepared: Prepared) -> str:
     assert isinstance(experiment.space, dict)
     run = experiment.run
     where = "in this process" if run.executor == "inline" else f"in {run.workers} processes"
-    return (
-        f"[bold]{experiment.name}[/]: {experiment.space['family']} on {experiment.data.name}, "
-        f"{experiment.search.strategy}, {where}, into {prepared.directory}"
-    )
+    subject = f"{experiment.space['family']} on {experiment.data.name}"
+    if experiment.tabular:
+        subject = f"the table {Path(experiment.space['table']).name}"
+    return f"[bold]{experiment.name}[/]: {subject}, {experiment.search.strategy}, {where}, into {prepared.directory}"
 
 
 def _print_stopped(console: Console, directory: Path) -> None:
@@ -96,12 +100,16 @@ def _print_stopped(console: Console, directory: Path) -> None:
 def _print_outcome(console: Console, outcome: Outcome) -> None:
     from nasplat.cli.live import front_table
     from nasplat.cli.numbers import duration
+    from nasplat.core.rank_correlation import table_text
 
     console.print()
     if outcome.front:
         print_table(console, front_table(outcome.front, outcome.goals, f"front of {outcome.complete} candidates"))
     else:
         console.print("no candidate was evaluated to its end, so there is no front", style="yellow")
+    if outcome.ranking:
+        console.print("\nhow well the score ranks what was trained, beside parameters and MACs:")
+        console.print("\n".join(table_text(outcome.ranking)))
     console.print()
     console.print(f"{outcome.summary} in {duration(outcome.seconds)}", soft_wrap=True)
     print_next(console, {name: str(path) for name, path in outcome.paths.items()})

@@ -62,7 +62,14 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         updates["data"] = experiment.data.model_copy(update={"path": str(data_path)})
     if "name" not in source.data:
         updates["name"] = path.stem
-    return experiment.model_copy(update=updates)
+    experiment = experiment.model_copy(update=updates)
+    for section in ("data", "train", "final"):
+        if experiment.tabular and source.data.get(section):
+            raise NasplatError(
+                f"{source.place((section,))}: a tabular space answers from its table, and trains nothing",
+                f"remove the section {section}",
+            )
+    return experiment
 
 
 def validate(source: YamlFile) -> Experiment:
@@ -201,7 +208,18 @@ def _checked_space(space: YamlFile) -> dict[str, Any]:
                 f"{space.place((key,))}: the family {family} has no parameter {key!r}",
                 f"{nearest(str(key), known)}its parameters are {', '.join(known)}",
             )
-    return dict(space.data)
+    return _with_files(space)
+
+
+def _with_files(space: YamlFile) -> dict[str, Any]:
+    """A space that needs no file beside those of its table: that path becomes absolute, the network's space is read."""
+    found = dict(space.data)
+    if found["family"] == "tabular":
+        if isinstance(found.get("table"), str):
+            found["table"] = str(_find(found["table"], space, ("table",)))
+        if isinstance(found.get("network"), str):
+            found["network"] = _checked_space(read_yaml(_find(found["network"], space, ("network",))))
+    return found
 
 
 def family_parameters(family: str) -> tuple[str, ...]:

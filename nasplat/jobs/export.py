@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from nasplat.artifacts.metric_names import counted
 from nasplat.artifacts.run_directory import short
+from nasplat.core.cost import COSTS
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import FINAL, final_network, read_confirmation
 from nasplat.jobs.experiment import to_plain
-from nasplat.jobs.runs import Candidate, Run, is_run, open_run
+from nasplat.jobs.runs import Candidate, Run, is_run, open_trained_run
 
 if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
@@ -61,13 +62,13 @@ def export(
             the network does.
     """
     if is_run(target):
-        run = open_run(target)
+        run = open_trained_run(target)
         chosen: Sequence[Candidate] = _confirmed(run) if final else run.front
         if not chosen:
             raise NasplatError(f"{target} has no front yet", f"{command('status', target)} tells how far its search is")
         return export_candidates(run, chosen[:top], formats=formats, final=final, say=say)
     if is_run(target.parent):
-        run = open_run(target.parent)
+        run = open_trained_run(target.parent)
         return export_candidates(run, [run.candidate(target.name)], formats=formats, final=final, say=say)
     raise NasplatError(
         f"{target} is neither a run nor an architecture of one", "for instance runs/quickstart, or runs/quickstart/7"
@@ -109,7 +110,7 @@ def export_candidates(
             },
             seed=source.seed,
             cost=source.space.cost(architecture),
-            metrics={key: value for key, value in source.metrics.items() if key not in _COSTS},
+            metrics={key: value for key, value in source.metrics.items() if key not in COSTS},
             versions=versions(),
             space={key: value for key, value in source.space.identity.items() if key != "problem"},
             training=source.training,
@@ -127,9 +128,6 @@ def export_candidates(
         write(network, architecture, run.space.problem.input_shape, folder, formats, card, outputs)
         folders.append(folder)
     return folders
-
-
-_COSTS = ("macs", "params", "peak_bytes")
 
 
 def _searched(run: Run, candidate: Candidate) -> _Source:

@@ -13,7 +13,9 @@ from nasplat.artifacts.front_picture import PicturePoint, front_svg
 from nasplat.artifacts.metric_names import counted
 from nasplat.artifacts.report import FrontMember, Interval, ReportData, ReportTrial, TrainedAgain, write_report
 from nasplat.artifacts.report_confirmed import picture as confirmed_picture
+from nasplat.artifacts.report_ranking import ranking
 from nasplat.core.front import Goal
+from nasplat.core.rank_correlation import RankRow
 from nasplat.jobs.confirmation import Confirmation, Confirmed, read_confirmation
 from nasplat.jobs.experiment import to_plain
 from nasplat.jobs.runs import Candidate, Run
@@ -54,7 +56,13 @@ def picture_axes(run: Run) -> tuple[Goal, Goal] | None:
 
 def picture(run: Run, across: Goal, up: Goal) -> str:
     """The candidates and the front of two goals as an SVG."""
-    points = [PicturePoint(one.metrics[across.metric], one.metrics[up.metric]) for one in run.candidates]
+    landmarks = {one.digest: one.landmark for one in run.history if one.landmark}
+    points = [
+        PicturePoint(
+            one.metrics[across.metric], one.metrics[up.metric], landmark=landmarks.get(one.architecture.digest, "")
+        )
+        for one in run.candidates
+    ]
     return front_svg(points, across, up, title=f"{run.experiment.name}: {len(run.candidates)} candidates")
 
 
@@ -64,7 +72,17 @@ def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
         name=run.experiment.name,
         goals=run.goals,
         trials=[
-            ReportTrial(one.number, one.digest, one.state, dict(one.metrics), one.reason, one.seconds)
+            ReportTrial(
+                number=one.number,
+                digest=one.digest,
+                state=one.state,
+                metrics=dict(one.metrics),
+                reason=one.reason,
+                seconds=one.seconds,
+                finished=run.finished.get(one.number),
+                why=one.why,
+                landmark=one.landmark,
+            )
             for one in run.history
         ],
         front=[
@@ -87,7 +105,14 @@ def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         notes=_notes(confirmation),
         confirmed=[_trained_again(row) for row in (confirmation.rows if confirmation else ())],
+        ranking=screening(run),
     )
+
+
+def screening(run: Run) -> list[RankRow]:
+    """How well the score ranked by which candidates were screened; nothing where none were."""
+    screen = run.experiment.search.screen
+    return ranking([one.metrics for one in run.candidates], run.goals, screen.by) if screen else []
 
 
 def _trained_again(row: Confirmed) -> TrainedAgain:

@@ -41,18 +41,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """What is read of a run directory; nothing in it is changed. `seconds` is the wall time of its search."""
+    """What is read of a run directory; nothing in it is changed.
+
+    Args:
+        finished: number of every trial to the wall time of the search at its end.
+    """
 
     directory: Path
     experiment: Experiment
     space: SearchSpace
     goals: tuple[Goal, ...]
     history: History
-    seconds: float
+    finished: Mapping[int, float]
 
     @property
     def files(self) -> RunDirectory:
         return RunDirectory(self.directory)
+
+    @property
+    def seconds(self) -> float:
+        """The wall time of the search."""
+        return max(self.finished.values(), default=0.0)
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -89,13 +98,28 @@ class Run:
         )
 
 
+def open_trained_run(directory: Path) -> Run:
+    """Reads a run whose networks were trained.
+
+    Raises:
+        NasplatError: see `open_run`; or the run was answered from a table.
+    """
+    run = open_run(directory)
+    if run.experiment.tabular:
+        raise NasplatError(
+            f"{shown(directory)} was answered from a table: it has neither weights nor images to train on",
+            f"its architectures lie in {shown(run.files.front)}; search the space of their networks to train them",
+        )
+    return run
+
+
 def is_run(path: Path) -> bool:
     return RunDirectory(path).experiment.is_file()
 
 
 def nothing_evaluated(directory: Path) -> bool:
     """Whether a run has nothing that anyone would miss: no result, no checkpoint, and nobody who is at work in it."""
-    from nasplat.search.driver import running_process
+    from nasplat.search.session import running_process
 
     folders = list(RunDirectory(directory).trial_folders())
     if any(folder.checkpoint.exists() for folder in folders) or running_process(directory) is not None:
@@ -175,4 +199,4 @@ def open_run(directory: Path) -> Run:
     assert isinstance(experiment.space, dict)
     space = make_space(experiment.space, problem)
     study = SearchStudy(storage, study_id, space, goals, where)
-    return Run(directory, experiment, space, goals, study.history, study.earlier_seconds())
+    return Run(directory, experiment, space, goals, study.history, study.finished_seconds())

@@ -17,6 +17,8 @@ from nasplat.jobs.runs import Candidate, Run, add_origin, discard, is_run, nothi
 from nasplat.jobs.yaml_file import shown
 
 if TYPE_CHECKING:
+    from nasplat.core.rank_correlation import RankRow
+    from nasplat.core.space import SearchSpace
     from nasplat.data.datasets import Dataset
     from nasplat.search.driver import Result
     from nasplat.search.events import Event
@@ -47,6 +49,7 @@ class Outcome:
         seconds: wall time of this session, exports and report included.
         paths: what a person looks at next, by name.
         next_command: how to go on.
+        ranking: how well the score ranked by which candidates were screened.
     """
 
     front: tuple[Score, ...]
@@ -56,6 +59,7 @@ class Outcome:
     seconds: float
     paths: dict[str, Path]
     next_command: str
+    ranking: list[RankRow]
 
 
 def prepare(path: Path, run: Path | None, *, resume: bool = False, overrides: Iterable[str] = ()) -> Prepared:
@@ -110,19 +114,13 @@ def run_and_report(
     """
     import time
 
-    from nasplat.data.datasets import load_dataset
-    from nasplat.jobs.report import write_results
+    from nasplat.jobs.report import screening, write_results
     from nasplat.search.driver import run_search
     from nasplat.search.events import Asked, Started
-    from nasplat.spaces.families import make_space
-    from nasplat.training.check import check
 
     started = time.monotonic()
     experiment, directory = prepared.experiment, prepared.directory
-    assert isinstance(experiment.space, dict)
-    dataset = load_dataset(experiment.data)
-    space = make_space(experiment.space, dataset.problem)
-    check(dataset, experiment.train, experiment.score)
+    dataset, space = _subject(experiment)
     if is_run(directory) and not prepared.resume:
         discard(directory)
     extended = is_run(directory)
@@ -141,7 +139,7 @@ def run_and_report(
     run = open_run(directory)
     exported: list[Path] = []
     try:
-        if export != "none" and run.front:
+        if export != "none" and run.front and dataset is not None:
             exported = _export(run, run.front[:1] if export == "best" else run.front, dataset, say)
     finally:  # a network that cannot be exported is no reason to have no report
         say("writing the report")
@@ -158,7 +156,25 @@ def run_and_report(
         seconds=time.monotonic() - started,
         paths=paths,
         next_command=_next(run, result),
+        ranking=screening(run),
     )
+
+
+def _subject(experiment: Experiment) -> tuple[Dataset | None, SearchSpace]:
+    """The images and the space, checked together; a table comes without images."""
+    if experiment.tabular:
+        from nasplat.search.table import load_table
+
+        return None, load_table(experiment)
+    from nasplat.data.datasets import load_dataset
+    from nasplat.spaces.families import make_space
+    from nasplat.training.check import check
+
+    assert isinstance(experiment.space, dict)
+    dataset = load_dataset(experiment.data)
+    space = make_space(experiment.space, dataset.problem)
+    check(dataset, experiment.train, experiment.score)
+    return dataset, space
 
 
 def _summary(run: Run, result: Result) -> str:
@@ -201,6 +217,8 @@ _OTHERS = {
     "failed": "failed",
     "infeasible": "against the constraints",
     "repeat": "answered from the record",
+    "stopped": "stopped early",
+    "screened": "screened before training",
     "running": "unfinished",
 }
 
@@ -209,5 +227,7 @@ def _next(run: Run, result: Result) -> str:
     directory = shown(run.directory)
     if result.stopped == "interrupted":
         return command("search", directory, "--resume")
+    if run.experiment.tabular:
+        return ""
     top = min(3, len(run.front))
     return command("train", directory, "--top", top, "--seeds", 3) if run.front else ""

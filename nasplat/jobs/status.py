@@ -62,7 +62,7 @@ def status(directory: Path) -> Status:
     Raises:
         NasplatError: the folder is no run directory, or its study cannot be read.
     """
-    from nasplat.search.driver import running_process
+    from nasplat.search.session import running_process
 
     run = open_run(directory)
     history = run.history

@@ -19,7 +19,7 @@ from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import Confirmation, Confirmed, Estimate, estimate, write_confirmation
 from nasplat.jobs.experiment import override, to_plain, validate
 from nasplat.jobs.final import final_experiment
-from nasplat.jobs.runs import Candidate, Run, open_run
+from nasplat.jobs.runs import Candidate, Run, open_trained_run
 from nasplat.jobs.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def train(
     from nasplat.spaces.families import make_space
 
     watcher = watcher or Watcher()
-    run = open_run(directory)
+    run = open_trained_run(directory)
     experiment = final_experiment(_experiment(run, overrides))
     chosen = [run.candidate(name) for name in names] or list(run.front[:top])
     if not chosen:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +13,26 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Score, front
 from nasplat.core.space import SearchSpace
-from nasplat.search.events import INTERRUPTED, Asked, FrontChanged, Message, OnEvent, Progress, Started, Told
+from nasplat.search.constraints import excess
+from nasplat.search.events import Asked, FrontChanged, Judged, Message, OnEvent, Progress, Started, Told
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
 from nasplat.search.history import History, Proposal, counts, goals_of
-from nasplat.search.locks import FileLock
 from nasplat.search.processes import ProcessExecutor
-from nasplat.search.propose import Exhausted, propose
-from nasplat.search.records import Evaluate, TrialSpec, read_record
+from nasplat.search.propose import Exhausted, drafted, propose
+from nasplat.search.records import Evaluate, Record, TrialSpec, read_record
+from nasplat.search.references import references
 from nasplat.search.run_files import RunFiles
+from nasplat.search.rungs import Rungs
+from nasplat.search.screening import PREDICTOR, Prediction, dropped, threshold
 from nasplat.search.seeds import candidate_seed
+from nasplat.search.session import WORKERS_LOCK, Interrupts, alone
 from nasplat.search.strategies import make_strategy
-from nasplat.search.study import SearchStudy, open_study
+from nasplat.search.study import Draft, SearchStudy, open_study
 from nasplat.search.suggestion import Strategy
+from nasplat.search.within import within
 
-EVALUATE = "nasplat.search.evaluate:evaluate"
-ORPHAN_SECONDS = 30.0
+TRAIN_AND_JUDGE = "nasplat.search.evaluate:evaluate"
+LOOK_UP = "nasplat.search.table:evaluate"
 SAME_FAILURES = 5
 
 _COMPARED = ("data", "train", "score")
@@ -64,7 +65,7 @@ def run_search(
     *,
     resume: bool = False,
     on_event: OnEvent = lambda event: None,
-    evaluate: str | Evaluate = EVALUATE,
+    evaluate: str | Evaluate | None = None,
     executor: Executor | None = None,
     strategy: Strategy | None = None,
 ) -> Result:
@@ -79,7 +80,8 @@ def run_search(
         space: of the experiment; it is read from it where none is given.
         resume: go on with the study that is there; a larger budget extends it.
         on_event: is called with everything that happens.
-        evaluate: the evaluation, or `module:function`; worker processes import it by its name.
+        evaluate: in place of training and judging, or of looking up in the table of a tabular space: a function, or
+            `module:function`; worker processes import it by its name.
         executor: in place of the one that the experiment names. It is closed at the end.
         strategy: in place of the one that the experiment names.
 
@@ -89,10 +91,8 @@ def run_search(
         KeyboardInterrupt: Ctrl-C twice.
     """
     if space is None:
-        from nasplat.search.evaluate import load_data, load_space_of
-
-        space = load_space_of(experiment, load_data(experiment.data))
-    with _alone(run.root), _Interrupts(on_event) as interrupts:
+        space = _space_of(experiment)
+    with alone(run.root), Interrupts(on_event) as interrupts:
         search = experiment.search
         study = open_study(
             experiment.run.storage,
@@ -116,6 +116,16 @@ def run_search(
             executor.close(now=now)
 
 
+def _space_of(experiment: Experiment) -> SearchSpace:
+    if experiment.tabular:
+        from nasplat.search.table import load_table
+
+        return load_table(experiment)
+    from nasplat.search.evaluate import load_data, load_space_of
+
+    return load_space_of(experiment, load_data(experiment.data))
+
+
 def identity_of(experiment: Experiment) -> dict[str, Any]:
     """What must be equal for the trials of two sessions to stand in one table."""
     plain = experiment.model_dump(mode="json")
@@ -126,78 +136,13 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def make_executor(experiment: Experiment, run: RunDirectory, evaluate: str | Evaluate = EVALUATE) -> Executor:
+def make_executor(experiment: Experiment, run: RunDirectory, evaluate: str | Evaluate | None = None) -> Executor:
     """The executor that the experiment names."""
+    evaluate = evaluate or (LOOK_UP if experiment.tabular else TRAIN_AND_JUDGE)
     limit = experiment.run.trial_seconds
     if experiment.run.executor == "inline":
         return InlineExecutor(evaluate, trial_seconds=limit)
     return ProcessExecutor(evaluate, experiment.run.workers, trial_seconds=limit, lock=run.root / WORKERS_LOCK)
-
-
-DRIVER_LOCK = ".driver.lock"
-WORKERS_LOCK = ".workers.lock"
-
-
-def running_process(run_directory: Path) -> int | None:
-    """The process id of the search that is running in this directory; None where none is."""
-    path = run_directory / DRIVER_LOCK
-    if not path.exists():
-        return None
-    probe = FileLock(path)
-    if probe.acquire(shared=True):
-        probe.release()
-        return None
-    return int(path.read_text() or 0)
-
-
-@contextmanager
-def _alone(run_directory: Path) -> Iterator[None]:
-    """Keeps a second search out of the directory, and waits for the orphaned workers of a killed one to be gone."""
-    try:
-        driver, workers = FileLock(run_directory / DRIVER_LOCK), FileLock(run_directory / WORKERS_LOCK)
-        if not driver.acquire():
-            raise NasplatError(
-                f"a search is running in {run_directory} (process {running_process(run_directory)})",
-                "wait for it, or stop it with Ctrl-C",
-            )
-        driver.write(str(os.getpid()))
-        if not workers.acquire(timeout=ORPHAN_SECONDS):
-            raise NasplatError(
-                f"worker processes of an earlier search still run in {run_directory}", "end them, and try again"
-            )
-        workers.release()
-    except OSError as error:
-        raise NasplatError(
-            f"the run directory {run_directory} cannot be written: {error.strerror}", "choose another one"
-        ) from error
-    try:
-        yield
-    finally:
-        driver.release()
-
-
-class _Interrupts:
-    """Counts Ctrl-C: the first is remembered, the second raises KeyboardInterrupt."""
-
-    def __init__(self, on_event: OnEvent) -> None:
-        self.count = 0
-        self._on_event = on_event
-        self._before: Any = None
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, *_: object) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-        self._on_event(INTERRUPTED)
 
 
 class _Search:
@@ -212,19 +157,26 @@ class _Search:
         strategy: Strategy,
         executor: Executor,
         on_event: OnEvent,
-        interrupts: _Interrupts,
+        interrupts: Interrupts,
     ) -> None:
         self.experiment = experiment
         self.plain = experiment.model_dump(mode="json")
         self.run_directory = run
         self.files = RunFiles(run, experiment.run.disk_mb)
         self.space = space
+        self.feasible = within(space, experiment.search.constraints)
         self.study = study
         self.goals = study.goals
         self.strategy = strategy
         self.executor = executor
         self.on_event = on_event
         self.interrupts = interrupts
+        search = experiment.search
+        self.references = references(search.references, space) if search.references else {}
+        self.rungs = Rungs(search.early_stopping, self.goals)
+        self.prediction: Prediction | None = None
+        if search.screen is not None and search.screen.by == PREDICTOR:
+            self.prediction = Prediction(space, self.goals, search.screen.after)
         # Twice as many as must be: or a worker would often wait for the slowest of the others.
         self.hidden = 2 * (experiment.run.workers - 1)
         self.running: set[int] = set()
@@ -238,27 +190,55 @@ class _Search:
     def run(self) -> Result:
         self._take_up()
         while True:
-            while len(self.running) < self.executor.slots and self._may_ask():
-                self._ask()
+            while len(self.running) < self.executor.slots and self._start_one():
+                pass
             if not self.running:
                 break
             for finished in self.executor.wait(POLL_SECONDS, self._progress):
                 self.running.discard(finished.number)
-                self._told(self.study.tell(finished.number, finished.record))
+                self._take(finished.number, finished.record)
                 self._write_files()
         stopped = self._reason_to_stop()
         assert stopped is not None
+        if stopped != "interrupted":
+            for proposal in self.rungs.paused(self.study.history):
+                spent = self.rungs.shares[proposal.rung]
+                self._told(self.study.stop(proposal.number, f"stopped early, after {spent:.0%} of its training"))
         self._write_files(stopped)
         return Result(self.front, self.study.history, stopped, time.monotonic() - self.started)
+
+    def _start_one(self) -> bool:
+        """Trains a trial on, or asks for a new one; False where neither is due now."""
+        reason = self._reason_to_stop()
+        if reason in ("interrupted", "seconds"):
+            return False
+        promoted = self.rungs.next(self.study.history, last=reason is not None)
+        if promoted is not None:
+            self._start(self.study.promote(*promoted))
+            return True
+        if not self._may_ask():
+            return False
+        self._ask()
+        return True
+
+    def _take(self, number: int, record: Record) -> None:
+        """What an evaluation found: the end of the trial, or a pause."""
+        share = self.rungs.shares[self.study.proposal(number).rung]
+        if record.state == "complete" and share < 1:
+            self.on_event(Judged(self.study.judge(number, record), share))
+        else:
+            self._told(self.study.tell(number, record))
 
     def _take_up(self) -> None:
         """Goes on with what an earlier session left: finished but not told, running, or awaiting an answer."""
         to_run, self.awaiting = self.study.open_numbers()
         for number in to_run:
             proposal = self.study.proposal(number)
-            record = read_record(self._directory(proposal))
+            if len(proposal.rungs) > proposal.rung:
+                continue  # it waits for a promotion
+            record = read_record(self._directory(proposal), self.rungs.shares[proposal.rung])
             if record is not None:
-                self._told(self.study.tell(number, record))
+                self._take(number, record)
             else:
                 self._start(proposal, again=True)
         self._answer_repeats()
@@ -283,9 +263,8 @@ class _Search:
         return self.running.isdisjoint(begun[: max(0, len(begun) - self.hidden)])
 
     def _ask(self) -> None:
-        search = self.experiment.search
-        history = self.study.history.before_last(self.hidden)
-        draft = propose(self.strategy, history, self.space, self.goals, search.constraints, search.seed)
+        history = self.rungs.seen(self.study.history.before_last(self.hidden))
+        draft = self._reference() or self._propose(history)
         if isinstance(draft, Exhausted):
             self.exhausted = True
             self.on_event(Message(f"the search ends early: {draft.reason}", warning=True))
@@ -298,21 +277,57 @@ class _Search:
         elif proposal.state == "running":
             self._start(proposal)
 
+    def _propose(self, history: History) -> Draft | Exhausted:
+        search = self.experiment.search
+        draft = propose(self.strategy, history, self.feasible, self.goals, search.constraints, search.seed)
+        if isinstance(draft, Exhausted) or self.prediction is None or search.screen is None or draft.repeat_of:
+            return draft
+        predicted = self.prediction(history, draft.architecture)
+        if predicted is None:
+            return draft
+        least = threshold(history, search.screen, self.goals, draft.cost)
+        draft = replace(draft, cost={**draft.cost, PREDICTOR: predicted})
+        if least is None or predicted >= least or excess(draft.violations) > 0:
+            return draft
+        return replace(draft, screened=True, reason=dropped(PREDICTOR, predicted, least))
+
+    def _reference(self) -> Draft | None:
+        """The next known network that was not evaluated yet."""
+        done = {proposal.landmark for proposal in self.study.history}
+        for name, architecture in self.references.items():
+            if name not in done:
+                draft = drafted(self.space, architecture, self.experiment.search.constraints)
+                original = self.study.history.by_digest.get(architecture.digest)
+                return replace(draft, why=f"{name}, a known network", landmark=name, repeat_of=original)
+        return None
+
     def _start(self, proposal: Proposal, *, again: bool = False) -> None:
         settings = self.experiment.run
         self.running.add(proposal.number)
-        self.on_event(Started(proposal, again))
+        share = self.rungs.shares[proposal.rung]
+        self.on_event(Started(proposal, again, share))
         self.executor.submit(
             TrialSpec(
                 number=proposal.number,
                 experiment=self.plain,
                 architecture=self.space.canonical(proposal.values).to_json(),
-                seed=candidate_seed(self.experiment.search.seed, proposal.digest),
+                seed=candidate_seed(self.experiment.search.seed, proposal.digest, proposal.replicate),
                 directory=str(self._directory(proposal)),
                 device=settings.device,
                 threads=settings.threads,
+                until=share,
+                threshold=self._threshold(proposal),
             )
         )
+
+    def _threshold(self, proposal: Proposal) -> float | None:
+        """Of the zero-cost score, below which the worker drops the candidate; a known network is always trained."""
+        screen = self.experiment.search.screen
+        if screen is None or screen.by == PREDICTOR or proposal.landmark:
+            return None
+        known = self.study.history.before_last(self.hidden)
+        before = History(one for one in known if one.number < proposal.number)
+        return threshold(before, screen, self.goals, proposal.metrics)
 
     def _progress(self, number: int, fields: Mapping[str, Any]) -> None:
         self.on_event(Progress(number, fields))
@@ -323,7 +338,10 @@ class _Search:
         self._answer_repeats()
         if proposal.state == "complete":
             known = {score.notes["number"] for score in self.front}
-            self.front = tuple(front([*self.front, self._score(proposal)], self.goals))
+            if proposal.replicate:  # what it stands for is a mean now, which can have become worse
+                self.front = tuple(front([self._score(one) for one in history.complete], self.goals))
+            else:
+                self.front = tuple(front([*self.front, self._score(proposal)], self.goals))
             if {score.notes["number"] for score in self.front} != known:
                 self.on_event(FrontChanged(self.front))
         self._stop_if_all_fail(proposal)

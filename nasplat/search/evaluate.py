@@ -13,8 +13,11 @@ from nasplat.core.architecture import Architecture, canonical_json
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data, Experiment
 from nasplat.core.space import SearchSpace
-from nasplat.search.constraints import cost_metrics, describe, excess, violations
+from nasplat.search.constraints import describe, excess, violations
 from nasplat.search.records import OnProgress, Record, TrialSpec
+from nasplat.search.screening import dropped
+
+SCREENING_IMAGES = 32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,12 +58,17 @@ def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, o
     architecture = Architecture.from_json(spec.architecture)
     folder = TrialFolder(Path(spec.directory), spec.number, short(architecture.digest))
 
-    metrics = cost_metrics(space, architecture)
-    refused = _refused(metrics, experiment)
-    if refused is not None:
-        return refused
+    metrics = dict(space.known(architecture))
+    against = refused(metrics, experiment)
+    if against is not None:
+        return against
 
     network = build(space, architecture, spec.seed)
+    if experiment.search.screen is not None and experiment.search.screen.by != "predictor":
+        by = experiment.search.screen.by
+        metrics[by] = _screening_score(by, network.to(device), dataset, spec.seed)
+        if spec.threshold is not None and metrics[by] < spec.threshold:
+            return Record("screened", metrics, dropped(by, metrics[by], spec.threshold))
     trained = fit(
         network,
         dataset,
@@ -70,17 +78,19 @@ def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, o
         resident=experiment.data.resident,
         checkpoint=folder.checkpoint,
         on_progress=lambda progress: on_progress(asdict(progress)),
+        until=spec.until,
     )
     metrics["train_seconds"] = trained.seconds
     if trained.losses:
         metrics["loss"] = trained.losses[-1]
 
     metrics |= judge(network, dataset, experiment.score, device, seed=spec.seed)
-    _know_all(metrics, experiment)
-    refused = _refused(metrics, experiment)
-    if refused is not None:
-        return refused
-    _save(network, architecture, spec, folder)
+    know_all(metrics, experiment)
+    against = refused(metrics, experiment)
+    if against is not None:
+        return against
+    if spec.until >= 1:
+        _save(network, architecture, spec, folder)
     return Record("complete", metrics)
 
 
@@ -130,7 +140,24 @@ def build(space: SearchSpace, architecture: Architecture, seed: int) -> nn.Modul
         return space.build(architecture)
 
 
-def _refused(metrics: Mapping[str, float], experiment: Experiment) -> Record | None:
+def _screening_score(by: str, network: nn.Module, dataset: Dataset, seed: int) -> float:
+    """A zero-cost score on one batch of training images."""
+    import torch
+
+    from nasplat.data.loader import Loader
+    from nasplat.training.zero_cost import zero_cost_scores
+
+    device = next(network.parameters()).device
+    size = min(SCREENING_IMAGES, len(dataset.train))
+    loader = Loader(
+        dataset.train, batch_size=size, device=device, mean=dataset.mean, std=dataset.std, augment=(), resident="auto"
+    )
+    batch = next(iter(loader.epoch(torch.Generator().manual_seed(seed % 2**63))))
+    return zero_cost_scores(network, batch.views[0], batch.labels, [by])[by]
+
+
+def refused(metrics: Mapping[str, float], experiment: Experiment) -> Record | None:
+    """The record of a candidate whose metrics violate a hard constraint; None where they meet all."""
     constraints = experiment.search.constraints
     found = violations(metrics, constraints)
     if excess(found) == 0:
@@ -138,7 +165,7 @@ def _refused(metrics: Mapping[str, float], experiment: Experiment) -> Record | N
     return Record("infeasible", dict(metrics), describe(metrics, found, constraints), violations=found)
 
 
-def _know_all(metrics: Mapping[str, float], experiment: Experiment) -> None:
+def know_all(metrics: Mapping[str, float], experiment: Experiment) -> None:
     """A name that nothing measures is a mistake in the experiment, not a property of the candidate."""
     score = experiment.score
     places = {"score.maximise": score.maximise, "score.minimise": score.minimise}

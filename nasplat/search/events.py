@@ -21,10 +21,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Started:
-    """A trial was handed to the executor; `again` where an earlier session left it unfinished."""
+    """A trial was handed to the executor.
+
+    Args:
+        again: an earlier session left it unfinished.
+        share: of its budget that it is trained to.
+    """
 
     proposal: Proposal
     again: bool = False
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,14 @@ class Progress:
 
     number: int
     fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A trial was judged at its rung, and waits for a promotion; `share` of its budget is spent."""
+
+    proposal: Proposal
+    share: float
 
 
 @dataclass(frozen=True)
@@ -62,5 +76,5 @@ class Message:
 # Ctrl-C, once.
 INTERRUPTED = Message("finishing the trials that run; Ctrl-C again to stop now", warning=True)
 
-Event = Asked | Started | Progress | Told | FrontChanged | Message
+Event = Asked | Started | Progress | Judged | Told | FrontChanged | Message
 OnEvent = Callable[[Event], None]

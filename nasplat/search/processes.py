@@ -163,7 +163,7 @@ class ProcessExecutor:
         return self._start()
 
     def _rerun(self, spec: TrialSpec, cause: str, finished: list[Finished]) -> None:
-        record = read_record(Path(spec.directory))
+        record = read_record(Path(spec.directory), spec.until)
         if record is not None:  # it died on the way home
             finished.append(Finished(spec.number, record))
             return
@@ -176,7 +176,7 @@ class ProcessExecutor:
     def _overdue(self, worker: _Worker, finished: list[Finished]) -> _Worker:
         _end(worker)
         assert worker.spec is not None and self._trial_seconds is not None
-        record = read_record(Path(worker.spec.directory))
+        record = read_record(Path(worker.spec.directory), worker.spec.until)
         if record is not None:
             finished.append(Finished(worker.spec.number, record))
         else:
@@ -187,7 +187,7 @@ class ProcessExecutor:
         record = Record("failed", reason=reason, seconds=self._trial_seconds or 0.0)
         directory = Path(spec.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_record(directory, record)
+        write_record(directory, record, spec.until)
         finished.append(Finished(spec.number, record))
 
 

@@ -35,6 +35,8 @@ class TrialSpec:
         directory: of this trial; checkpoints, weights and the record lie in it.
         device: as in the experiment's run section.
         threads: CPU threads.
+        until: the share of the training budget after which the trial pauses; see `nasplat.search.early_stopping`.
+        threshold: of the screening score, below which the candidate is dropped; None drops none.
     """
 
     number: int
@@ -44,6 +46,8 @@ class TrialSpec:
     directory: str
     device: str = "cpu"
     threads: int = 1
+    until: float = 1.0
+    threshold: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,7 +65,7 @@ class Record:
         violations: relative excess over constraints that only measuring could check.
     """
 
-    state: Literal["complete", "infeasible", "failed"]
+    state: Literal["complete", "infeasible", "failed", "screened"]
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
@@ -94,7 +98,7 @@ def run_trial(evaluate: Evaluate, spec: TrialSpec, on_progress: OnProgress) -> R
     NasplatError that concerns all of them (no data, a bad setting) is raised.
     """
     directory = Path(spec.directory)
-    found = read_record(directory)
+    found = read_record(directory, spec.until)
     if found is not None:
         return found
     write_json(directory / ARCHITECTURE_FILE, dict(spec.architecture))  # makes the folder, too
@@ -115,7 +119,7 @@ def run_trial(evaluate: Evaluate, spec: TrialSpec, on_progress: OnProgress) -> R
         record = Record("failed", reason=f"{type(error).__name__}: {error}; the traceback is in {LOG_FILE}")
     if not record.seconds:
         record = Record(**{**record.to_json(), "seconds": time.perf_counter() - started})
-    write_record(directory, record)
+    write_record(directory, record, spec.until)
     return record
 
 
@@ -126,10 +130,10 @@ def _finite(record: Record) -> Record:
     return Record("failed", {}, f"{bad[0]} is {record.metrics[bad[0]]}", record.seconds)
 
 
-def read_record(directory: Path) -> Record | None:
-    """The record of a finished trial; None where it has not finished."""
+def read_record(directory: Path, until: float = 1.0) -> Record | None:
+    """The record of a trial that was trained to a share of its budget; None where it has not come so far."""
     try:
-        data = json.loads((directory / RECORD_FILE).read_text())
+        data = json.loads((directory / _record_file(until)).read_text())
         return Record(**{key: data[key] for key in ("state", "metrics", "reason", "seconds", "violations")})
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -137,6 +141,10 @@ def read_record(directory: Path) -> Record | None:
         return None  # damaged: as if it had not been written
 
 
-def write_record(directory: Path, record: Record) -> None:
+def write_record(directory: Path, record: Record, until: float = 1.0) -> None:
     """Writes the record whole or not at all. Raises NasplatError: the disk is full or cannot be written to."""
-    write_json(directory / RECORD_FILE, record.to_json())
+    write_json(directory / _record_file(until), record.to_json())
+
+
+def _record_file(until: float) -> str:
+    return RECORD_FILE if until >= 1 else f"record-{until:.4f}.json"

@@ -42,7 +42,11 @@ class Draft:
         violations: see `Proposal`.
         reason: of an infeasible one.
         notes: see `Proposal`.
-        repeat_of: the first proposal of the same architecture.
+        why: see `Proposal`.
+        repeat_of: the first proposal of the same architecture, from which this one is answered.
+        replicate: see `Proposal`.
+        landmark: see `Proposal`.
+        screened: it is dropped before training, for `reason`.
     """
 
     architecture: Architecture
@@ -51,7 +55,11 @@ class Draft:
     violations: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
     repeat_of: Proposal | None = None
+    replicate: int = 0
+    landmark: str = ""
+    screened: bool = False
 
 
 class SearchStudy:
@@ -96,7 +104,7 @@ class SearchStudy:
         state, values = TrialState.RUNNING, None
         if original is not None:
             state, values = self._answer(original)
-        elif any(value > 0 for value in draft.violations.values()):
+        elif draft.screened or any(value > 0 for value in draft.violations.values()):
             state = TrialState.PRUNED
         attributes: dict[str, Any] = {"digest": draft.architecture.digest}
         if dict(draft.proposed) != dict(draft.architecture.values):
@@ -104,6 +112,9 @@ class SearchStudy:
         attributes["metrics"] = dict(draft.cost if original is None else original.metrics)
         if original is not None:
             attributes["repeat_of"] = original.number
+        for name in ("replicate", "why", "landmark", "screened"):
+            if getattr(draft, name):
+                attributes[name] = getattr(draft, name)
         reason = draft.reason if original is None else original.reason
         if reason:
             attributes["reason"] = reason
@@ -141,7 +152,9 @@ class SearchStudy:
         with storage_errors(self.where), together(self._storage):
             known = self._proposals[number].metrics
             self._storage.set_trial_user_attr(trial_id, "metrics", {**known, **metrics})
-            self._storage.set_trial_user_attr(trial_id, "seconds", record.seconds)
+            self._storage.set_trial_user_attr(trial_id, "seconds", self._proposals[number].seconds + record.seconds)
+            if state == "screened":
+                self._storage.set_trial_user_attr(trial_id, "screened", True)
             if reason:
                 self._storage.set_trial_user_attr(trial_id, "reason", reason)
             # One that ran out of memory violates no constraint of the user's, and samplers shall see it all the same.
@@ -151,6 +164,34 @@ class SearchStudy:
             optuna_state = _OUTCOMES.get(state, TrialState.FAIL)
             values = [metrics[goal.metric] for goal in self.goals] if state == "complete" else None
             self._storage.set_trial_state_values(trial_id, optuna_state, values)
+        return self._read(trial_id)
+
+    def judge(self, number: int, record: Record) -> Proposal:
+        """Writes what a trial is worth at its rung; it goes on running."""
+        proposal, trial_id = self._proposals[number], self._trial_ids[number]
+        rungs = [*map(dict, proposal.rungs), dict(record.metrics)]
+        with storage_errors(self.where), together(self._storage):
+            self._storage.set_trial_user_attr(trial_id, "rungs", rungs)
+            self._storage.set_trial_user_attr(trial_id, "seconds", proposal.seconds + record.seconds)
+            first = self.goals[0].metric
+            if first in record.metrics:
+                self._storage.set_trial_intermediate_value(trial_id, proposal.rung, record.metrics[first])
+        return self._read(trial_id)
+
+    def promote(self, number: int, rung: int) -> Proposal:
+        """Writes that a trial is trained on to a rung."""
+        with storage_errors(self.where):
+            self._storage.set_trial_user_attr(self._trial_ids[number], "rung", rung)
+        return self._read(self._trial_ids[number])
+
+    def stop(self, number: int, reason: str) -> Proposal:
+        """Writes that a trial is not trained on."""
+        proposal, trial_id = self._proposals[number], self._trial_ids[number]
+        with storage_errors(self.where), together(self._storage):
+            self._storage.set_trial_user_attr(trial_id, "metrics", {**proposal.metrics, **proposal.rungs[-1]})
+            self._storage.set_trial_user_attr(trial_id, "stopped", True)
+            self._storage.set_trial_user_attr(trial_id, "reason", reason)
+            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED, None)
         return self._read(trial_id)
 
     def tell_repeat(self, number: int) -> Proposal | None:
@@ -181,14 +222,25 @@ class SearchStudy:
 
     def earlier_seconds(self) -> float:
         """Wall time in which at least one trial ran, over all sessions of this study."""
+        return max(self.finished_seconds().values(), default=0.0)
+
+    def finished_seconds(self) -> dict[int, float]:
+        """Number of every finished trial to the time at which it ended; pauses between sessions are left out."""
         with storage_errors(self.where):
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        spans = [(t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete]
+        spans = [
+            (t.datetime_start, t.datetime_complete, t.number)
+            for t in trials
+            if t.datetime_start and t.datetime_complete
+        ]
+        ends: dict[int, float] = {}
         total, reached = 0.0, datetime.min
-        for start, end in sorted(spans):
-            total += max(0.0, (end - max(start, reached)).total_seconds())
-            reached = max(reached, end)
-        return total
+        for start, end, number in sorted(spans):
+            beyond = max(start, reached)
+            ends[number] = total + (end - beyond).total_seconds()
+            if end > reached:
+                total, reached = ends[number], end
+        return ends
 
     def _unfinished(self) -> list[int]:
         with storage_errors(self.where):
@@ -222,18 +274,37 @@ def read_proposal(trial: FrozenTrial, space: SearchSpace, goals: Sequence[Goal])
         number=trial.number,
         values=values,
         digest=attributes.get("digest") or space.canonical(values).digest,
-        state="repeat" if "repeat_of" in attributes else _STATES[trial.state],
+        state=_state(trial),
         metrics=metrics,
         violations={key[len(CONSTRAINT) :]: v for key, v in system.items() if key.startswith(CONSTRAINT)},
         notes=notes,
         proposed=attributes.get("proposed"),
         repeat_of=attributes.get("repeat_of"),
         reason=attributes.get("reason", ""),
+        why=attributes.get("why", ""),
         seconds=attributes.get("seconds", 0.0),
+        replicate=attributes.get("replicate", 0),
+        rung=attributes.get("rung", 0),
+        rungs=tuple(attributes.get("rungs", ())),
+        landmark=attributes.get("landmark", ""),
     )
 
 
-_OUTCOMES = {"complete": TrialState.COMPLETE, "infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
+def _state(trial: FrozenTrial) -> State:
+    attributes = trial.user_attrs
+    if "repeat_of" in attributes:
+        return "repeat"
+    if trial.state is TrialState.PRUNED:
+        return "stopped" if "stopped" in attributes else "screened" if "screened" in attributes else "infeasible"
+    return _STATES[trial.state]
+
+
+_OUTCOMES = {
+    "screened": TrialState.PRUNED,
+    "complete": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 _STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",

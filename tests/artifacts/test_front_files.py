@@ -134,3 +134,13 @@ def test_a_metric_of_ones_own_is_called_as_its_function(metric: str, text: str, 
 )
 def test_numbers_as_people_read_them(metric: str, value: float, text: str) -> None:
     assert metric_names.text(metric, value) == text
+
+
+def test_landmarks_stand_beside_their_dots_within_the_picture() -> None:
+    """A name that runs out of the picture cannot be read."""
+    names = ("a_rather_long_name_of_a_network", "darts_v2")
+    found = [PicturePoint(1, 0.5), PicturePoint(2, 0.6, landmark=names[1]), PicturePoint(9, 0.9, landmark=names[0])]
+    svg = front_svg(found, DOWN, UP)
+    root = ElementTree.fromstring(svg)
+    texts = {one.text: one for one in root.iter() if one.text in names}
+    assert texts[names[1]].get("text-anchor") == "start" and texts[names[0]].get("text-anchor") == "end"

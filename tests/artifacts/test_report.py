@@ -15,11 +15,11 @@ from nasplat.artifacts.report import (
     ReportData,
     ReportTrial,
     TrainedAgain,
-    best_so_far,
-    hypervolume_curve,
     render,
     write_report,
 )
+from nasplat.artifacts.report_curves import best_so_far, hypervolume_curve
+from nasplat.artifacts.report_ranking import ranking
 from nasplat.core.drawing import Drawing, Edge, Node
 from nasplat.core.front import Goal
 
@@ -225,6 +225,38 @@ def test_hypervolume_never_falls_and_counts_only_what_is_new() -> None:
     assert curve[0][1] == pytest.approx(0.6 * 1.1 / 1.21)
     assert curve[1][1] == pytest.approx((0.6 * 1.1 + 0.5 * 0.1) / 1.21)
     assert hypervolume_curve(replace(DATA, goals=GOALS[:1])) == []
+
+
+def test_hypervolume_against_time_goes_by_when_trials_ended() -> None:
+    """With parallel workers the first trial may be the last to end: the curve over time is another one."""
+    late, early = replace(TRIALS[0], finished=60.0), replace(TRIALS[5], finished=20.0)
+    curve = hypervolume_curve(replace(DATA, trials=(late, TRIALS[1], early)), by_time=True)
+    assert [seconds for seconds, _ in curve] == [20.0, 60.0]
+    assert curve[0][1] < curve[1][1]
+    assert hypervolume_curve(DATA, by_time=True) == []  # nobody wrote down when they ended
+
+
+def test_known_networks_are_named() -> None:
+    """A landmark that is not told apart is a dot like any other."""
+    page = render(replace(DATA, trials=(replace(TRIALS[0], landmark="darts_v2"), *TRIALS[1:])))
+    inside = re.search(r"<noscript>(.*?)</noscript>", page, re.DOTALL)
+    assert inside
+    assert ">darts_v2</text>" in inside[1]
+    assert '<span class="soft">darts_v2</span>' in page
+
+
+def test_how_well_a_score_ranked_is_told_beside_the_baselines() -> None:
+    """A score that is no better than counting parameters should be seen to be."""
+    metrics = [{"accuracy": 0.1 * i, "naswot": i, "params": -i, "macs": (3 * i) % 7} for i in range(7)]
+    rows = ranking(metrics, GOALS, "naswot")
+    assert [row.name for row in rows] == ["naswot", "params", "macs"]
+    assert rows[0].kendall == pytest.approx(1) and rows[1].spearman == pytest.approx(-1)
+    down = ranking([{**one, "loss": one["accuracy"]} for one in metrics], (Goal("loss", "minimize"),), "naswot")
+    assert down[0].kendall == pytest.approx(-1)
+    assert ranking(metrics[:2], GOALS, "naswot") == ranking(TRIALS[:0], GOALS, "naswot") == []
+    page = render(replace(DATA, ranking=rows))
+    assert "How well the score ranks" in page and "<td>NASWOT</td>" in page
+    assert "How well the score ranks" not in render(DATA)
 
 
 @pytest.mark.parametrize("trials", [(), TRIALS[2:4], (ReportTrial(0, "a" * 64, "running"),)])

@@ -45,6 +45,30 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return Shell(monkeypatch, capsys)
 
 
+def test_a_table_is_searched_like_images(shell: Shell) -> None:
+    """Who compares strategies on a benchmark uses the command, the resume and the report that they know."""
+    rows = ["kernel,width,acc,macs", *(f"{k},{w},{0.5 + k / 50 + w / 100},{k * w}" for k in (1, 3, 5) for w in (4, 8))]
+    Path("table.csv").write_text("\n".join(rows))
+    space = "space: {family: tabular, table: table.csv, metrics: {accuracy: acc, macs: macs}}"
+    Path("table.yaml").write_text(
+        f"{space}\nscore: {{maximise: [accuracy], minimise: [macs]}}\nsearch: {{trials: 4}}\n"
+    )
+    out = shell("search table.yaml --explain")
+    assert shell.code == 0, shell.error
+    assert "the table table.csv" in out and "front of 4 candidates" in out and "runs/table/report.html" in out
+    out = shell("search table.yaml --resume --trials 99")
+    assert shell.code == 0, shell.error
+    assert "front of 6 candidates" in out  # the whole table, and no row twice
+    for verb in ("train", "export"):
+        shell(f"{verb} runs/table")
+        assert shell.code == 2 and "was answered from a table" in shell.error and "runs/table/front" in shell.error
+    shell("search table.yaml --run other --set train.epochs=3")
+    assert shell.code == 2 and "trains nothing" in shell.error
+    Path("table.csv").write_text("kernel,width,acc,macs\n1,2,high,3\n")
+    shell("search table.yaml --run other")
+    assert shell.code == 2 and "row 1" in shell.error and "high" in shell.error
+
+
 def test_from_search_to_export(shell: Shell) -> None:
     """The way of the README: search, look, train again, export."""
     out = shell("search small.yaml --export none")

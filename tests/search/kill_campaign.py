@@ -32,10 +32,12 @@ PLACES = {"ask": (SearchStudy, "ask"), "tell": (SearchStudy, "tell"), "write": (
 
 
 def settings(executor: str) -> Experiment:
-    run = {"executor": executor, "workers": 2}
-    return experiment(
-        "tpe", TRIALS, run=run, search={"options": {"startup": 4}, "constraints": {"params": {"max": 1000}}}
-    )
+    """Of the executors, or `early stopping`: inline, with most trials left at a third of their budget."""
+    run = {"executor": "processes" if executor == "processes" else "inline", "workers": 2}
+    search: dict[str, Any] = {"options": {"startup": 4}, "constraints": {"params": {"max": 1000}}}
+    if executor == "early stopping":
+        search["early_stopping"] = {"rule": "asha"}
+    return experiment("tpe", TRIALS, run=run, search=search)
 
 
 def search(directory: Path, executor: str) -> None:
@@ -124,7 +126,7 @@ def campaign(root: Path, executor: str, seed: int, random_kills: int) -> dict[st
 
 def records(directory: Path) -> dict[str, str]:
     """The records that are on disk, by trial folder."""
-    return {path.parent.name: path.read_text() for path in sorted(directory.glob("trials/*/record.json"))}
+    return {f"{path.parent.name}/{path.name}": path.read_text() for path in directory.glob("trials/*/record*.json")}
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ import pytest
 from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.errors import NasplatError
 from nasplat.core.front import losses
-from nasplat.search.driver import Result, run_search, running_process
+from nasplat.search.driver import Result, run_search
 from nasplat.search.events import Asked, FrontChanged, Message, Progress, Told
 from nasplat.search.history import goals_of
 from nasplat.search.records import OnProgress, Record, TrialSpec
+from nasplat.search.session import running_process
 from tests.search import toys
 from tests.search.toys import ToySpace, experiment, proposals, table
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-RANDOM_KILLS = {"inline": 40, "processes": 36}
-AT_LEAST = 50  # in each executor
+RANDOM_KILLS = {"inline": 40, "processes": 36, "early stopping": 40}
+AT_LEAST = 50  # in each
 
 
 def campaign(directory: Path, executor: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def campaign(directory: Path, executor: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("executor", ["inline", "processes"])
+@pytest.mark.parametrize("executor", RANDOM_KILLS)
 def test_resume_finishes_what_was_killed(executor: str, tmp_path: Path) -> None:
     """Kills before, within and after a write, an ask, a tell, a checkpoint, a record, and at random."""
     report = campaign(tmp_path, executor)

@@ -130,8 +130,18 @@
     drawFront("pareto", complete, data.metrics, (points, markers) => [
       [markers("dominated", points.filter((trial) => !trial.front), { marker: { size: 8, color: colour("--muted"), opacity: .75 } })],
       [markers("on the front", points.filter((trial) => trial.front),
-        { marker: { size: 11, color: colour("--accent"), line: { color: colour("--card"), width: 1.5 } } })],
+        { marker: { size: 11, color: colour("--accent"), line: { color: colour("--card"), width: 1.5 } } }),
+      ...known(points.filter((trial) => trial.landmark), markers)],
     ]);
+  }
+
+  // Known networks, with their names, where the search has any.
+  function known(points, markers) {
+    if (!points.length) return [];
+    return [markers("known networks", points, {
+      mode: "markers+text", text: points.map((point) => ` ${point.landmark} `), textposition: "bottom right",
+      marker: { size: 11, symbol: "diamond", color: colour("--extra"), line: { color: colour("--card"), width: 1.5 } },
+    })];
   }
 
   function drawAgain() {
@@ -163,10 +173,15 @@
       { ...steps(data.best.map(([number, value]) => [number, up.of(value)])), hoverinfo: "skip" },
     ], layout(numbers, up.layout, { showlegend: false }), still);
     if ($("hypervolume")) {
-      const extent = data.hypervolume.length ? { rangemode: "tozero" } : { range: [0, 1] };
+      const byTime = $("hypervolume-x").value === "seconds";
+      const points = byTime ? data.hypervolumeByTime : data.hypervolume;
+      const times = axis({ label: "Wall time of the search", unit: "seconds" }, points.map((point) => point[0]), false);
+      const x = byTime ? { ...times.layout, rangemode: "tozero", autorange: true } : { ...numbers };
+      const at = points.map(([place, share]) => [byTime ? times.of(place) : place, share]);
+      const extent = points.length ? { rangemode: "tozero" } : { range: [0, 1] };
       const y = { ...plain("Hypervolume"), ...extent, tickformat: ".2~f" };
-      const curve = { ...steps(data.hypervolume), hovertemplate: "trial %{x}: %{y:.3f}<extra></extra>" };
-      Plotly.react($("hypervolume"), [curve], layout({ ...numbers }, y, { showlegend: false }), still);
+      const curve = { ...steps(at), hovertemplate: `${byTime ? "" : "trial "}%{x}: %{y:.3f}<extra></extra>` };
+      Plotly.react($("hypervolume"), [curve], layout(x, y, { showlegend: false }), still);
     }
   }
 
@@ -239,6 +254,7 @@
     const redraw = [control("pareto", data.trials, drawPareto), control("again", data.confirmed, drawAgain), drawProgress];
     drawProgress();
     $("best").on("plotly_click", show);
+    if ($("hypervolume")) $("hypervolume-x").addEventListener("change", drawProgress);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw.forEach((draw) => draw()));
   }
 })();

@@ -1,0 +1,91 @@
+"""What a search with early stopping trains next, and what its strategy sees of trials that were trained so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nasplat.core.experiment import EarlyStopping
+from nasplat.core.front import Goal
+from nasplat.search.early_stopping import RULES, rung_shares
+from nasplat.search.history import History, Proposal, counts
+
+FEWEST = 8
+
+
+class Rungs:
+    """Reads everything from the history, and remembers nothing.
+
+    Args:
+        settings: None trains every trial to its end.
+        goals: of the search.
+    """
+
+    def __init__(self, settings: EarlyStopping | None, goals: Sequence[Goal]) -> None:
+        self._goals = goals
+        self.shares: tuple[float, ...] = (1.0,)
+        if settings is not None:
+            self.shares = rung_shares(settings.reduction, settings.rungs)
+            self._reduction = settings.reduction
+            self._rule = RULES["halving"](settings.bracket) if settings.rule == "halving" else RULES["asha"]()
+
+    def next(self, history: History, *, last: bool) -> tuple[int, int] | None:
+        """The number of the trial to train on, and its next rung; None: a new trial is due.
+
+        Args:
+            last: no new trial will be started any more.
+        """
+        if len(self.shares) == 1:
+            return None
+        for one in self.paused(history):
+            if one.landmark:  # it stands on the picture beside the front, and so is always trained to its end
+                return one.number, one.rung + 1
+        begun_trials = [one for one in history if counts(one)]
+        results = [
+            {one.number: self._judged(one, rung) for one in begun_trials if self._is_judged(one, rung)}
+            for rung in range(len(self.shares))
+        ]
+        # What was told as stopped is not taken up again, as if it had been begun everywhere.
+        begun = [
+            {one.number for one in begun_trials if one.rung >= rung or one.state == "stopped"}
+            for rung in range(len(self.shares))
+        ]
+        return self._rule(results, begun, self._goals, self._reduction, last=last)
+
+    def paused(self, history: History) -> list[Proposal]:
+        """Trials that were judged at their rung and wait for a promotion."""
+        return [one for one in history if one.state == "running" and len(one.rungs) > one.rung]
+
+    def seen(self, history: History) -> History:
+        """The history for a strategy: every trial by its metrics at one rung, so that all are measured alike.
+
+        The highest rung that enough trials have reached (as BOHB does; Falkner et al., 2018). Trials that have not
+        come so far stay running: they are not proposed again, and nothing is claimed of them.
+        """
+        if len(self.shares) == 1:
+            return history
+        for rung in reversed(range(len(self.shares))):
+            if (
+                sum(self._is_judged(one, rung) and bool(self._judged(one, rung)) for one in history) >= FEWEST
+                or not rung
+            ):
+                return History((self._at(one, rung) for one in history), history.next_number)
+        return history
+
+    def _at(self, proposal: Proposal, rung: int) -> Proposal:
+        if proposal.state not in ("running", "complete", "stopped"):
+            return proposal
+        if not self._is_judged(proposal, rung):
+            return replace(proposal, state="running")
+        return replace(proposal, state="complete", metrics={**proposal.metrics, **self._judged(proposal, rung)})
+
+    def _is_judged(self, proposal: Proposal, rung: int) -> bool:
+        if len(proposal.rungs) > rung or proposal.state == "complete":
+            return True
+        return proposal.state in ("failed", "infeasible") and proposal.rung <= rung
+
+    def _judged(self, proposal: Proposal, rung: int) -> dict[str, float]:
+        """The metrics at a rung; none of a trial that failed there or before."""
+        if len(proposal.rungs) > rung:
+            return {**proposal.metrics, **proposal.rungs[rung]}
+        return dict(proposal.metrics) if proposal.state == "complete" else {}
