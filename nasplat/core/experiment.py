@@ -178,6 +178,9 @@ class Run(Section):
     )
     threads: int = Field(1, ge=1, description="CPU threads a worker; part of what makes scores repeatable")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 …")
+    processes: int | Literal["auto"] = Field(
+        "auto", description="that train one network together in nasplat train; auto is one a GPU"
+    )
     storage: str = Field("journal", description="journal, sqlite, or any Optuna URL")
     trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
     disk_mb: int = Field(1024, ge=1, description="budget for the weights of the front")

@@ -44,6 +44,10 @@ class Loader:
         channels_last: the memory format of the views.
         dtype: of the views.
         resident: hold the images on the `device`, `stream` them, or what the memory allows (`auto`).
+        rank, world: of the `world` equal parts of every training batch, the one that this loader gives.
+
+    Raises:
+        NasplatError: no images, statistics of other channels, or a batch that cannot be divided.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Loader:
         channels_last: bool = False,
         dtype: torch.dtype = torch.float32,
         resident: Literal["auto", "device", "stream"] = "auto",
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if len(split) == 0:
             raise NasplatError("there are no images to load")
@@ -67,6 +73,12 @@ class Loader:
             raise NasplatError(f"mean and std are for {len(mean)} channels, the images have {split.images.shape[1]}")
         self.device = torch.device(device)
         self.batch_size = min(batch_size, len(split))
+        if self.batch_size % world:
+            raise NasplatError(
+                f"a batch of {self.batch_size} images cannot be divided among {world} processes",
+                f"choose a batch_size that is a multiple of {world}",
+            )
+        self._rank, self._world = rank, world
         self.views = views
         self._first_plain = first_plain
         self.resident = _resident(split, self.device, resident)
@@ -92,7 +104,7 @@ class Loader:
         return len(self._split) // self.batch_size
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        """All images once in random order, augmented; the last, partial batch is left out.
+        """This loader's part of all images in random order, augmented; the last, partial batch is left out.
 
         Args:
             generator: on the CPU. The order is drawn from it, and a seed for all that is drawn on the device, before
@@ -101,25 +113,26 @@ class Loader:
         order = torch.randperm(len(self._split), generator=generator)
         # Not .item(), which tests forbid everywhere here, so that none can slip into a step.
         seed = int(torch.randint(2**62, (1,), generator=generator).numpy()[0])
-        on_device = torch.Generator(self.device).manual_seed(seed)
+        on_device = torch.Generator(self.device).manual_seed(seed + self._rank)
         order = order[: self.batches_per_epoch * self.batch_size]
-        for rows, images in self._batches(order):
+        order = order.view(-1, self.batch_size)[:, self._rank :: self._world].flatten()
+        for rows, images in self._batches(order, self.batch_size // self._world):
             plain = (self._normalised(images),) * self._first_plain
             augmented = (self._normalised(self._augmented(images, on_device)) for _ in range(self.views - len(plain)))
             yield Batch((*plain, *augmented), self._labels_of(rows), rows)
 
     def ordered(self) -> Iterator[Batch]:
         """All images in their order, none left out, one view, not augmented."""
-        for rows, images in self._batches(torch.arange(len(self._split))):
+        for rows, images in self._batches(torch.arange(len(self._split)), self.batch_size):
             yield Batch((self._normalised(images),), self._labels_of(rows), rows)
 
-    def _batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and images, both on the device; the order is copied there once."""
-        rows = order.to(self.device).split(self.batch_size)
+        rows = order.to(self.device).split(size)
         if self.resident:
             images = resident_batches(self._split.on(self.device), iter(rows))
         else:
-            images = streamed_batches(self._split.images, iter(order.split(self.batch_size)), self.device)
+            images = streamed_batches(self._split.images, iter(order.split(size)), self.device)
         return zip(rows, images, strict=True)
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nasplat.core.experiment import Experiment
 from nasplat.jobs.experiment import final_train
@@ -11,6 +12,7 @@ from nasplat.search.records import OnProgress, Record, TrialSpec
 
 if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
+    from nasplat.training.distributed import Shard
 
 
 def final_experiment(experiment: Experiment) -> Experiment:
@@ -39,8 +41,29 @@ def final_data(dataset: Dataset) -> Dataset:
 
 
 def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
-    """As `nasplat.search.evaluate.evaluate` of a `final_experiment`, measured on the test images."""
+    """As `nasplat.search.evaluate.evaluate` of a `final_experiment`, measured on the test images.
+
+    Trained by as many processes as `run.processes` says; see `nasplat.training.distributed`.
+    """
+    from nasplat.training.distributed import ALONE, launch, processes
+
+    world = processes(Experiment.model_validate(spec.experiment).run.processes, spec.device)
+    if world == 1:
+        return Record(**evaluate_shard(spec.to_json(), ALONE, on_progress))
+    return Record(**launch(f"{__name__}:evaluate_shard", spec.to_json(), world, on_progress))
+
+
+def evaluate_shard(task: Mapping[str, Any], shard: Shard, report: OnProgress) -> dict[str, Any]:
+    """The part of one of several processes; the record of the first is that of all.
+
+    Args:
+        task: a `TrialSpec` as plain data.
+        shard: which of the processes this is.
+        report: gets the fields of `nasplat.training.loop.Progress`.
+    """
     from nasplat.search.evaluate import load_data, train_and_judge
 
+    spec = TrialSpec(**task)
     experiment = Experiment.model_validate(spec.experiment)
-    return train_and_judge(spec, experiment, final_data(load_data(experiment.data)), on_progress)
+    data = final_data(load_data(experiment.data))
+    return train_and_judge(spec, experiment, data, report, shard).to_json()

@@ -182,13 +182,15 @@ def _run(experiment: Experiment, tasks: Sequence[Task], watcher: Watcher) -> dic
     from nasplat.search.executors import InlineExecutor, run_all
     from nasplat.search.processes import ProcessExecutor
     from nasplat.search.records import read_record
+    from nasplat.training.distributed import processes
 
     records = {task.spec.number: record for task in tasks if (record := read_record(task.folder.path)) is not None}
     left = [task for task in tasks if task.spec.number not in records]
     watcher.on_start(len(tasks), len(records))
     if not left:
         return records
-    inline = experiment.run.executor == "inline" or len(left) == 1
+    together = processes(experiment.run.processes, experiment.run.device) > 1  # one network after the other
+    inline = together or experiment.run.executor == "inline" or len(left) == 1
     executor = InlineExecutor(EVALUATE) if inline else ProcessExecutor(EVALUATE, min(experiment.run.workers, len(left)))
     return records | run_all(executor, [task.spec for task in left], watcher.on_progress, watcher.on_finished)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nasplat.data.datasets import Dataset
+    from nasplat.training.distributed import Shard
 
 
 def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
@@ -31,7 +32,9 @@ def evaluate(spec: TrialSpec, on_progress: OnProgress) -> Record:
     return train_and_judge(spec, experiment, load_data(experiment.data), on_progress)
 
 
-def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, on_progress: OnProgress) -> Record:
+def train_and_judge(
+    spec: TrialSpec, experiment: Experiment, dataset: Dataset, on_progress: OnProgress, shard: Shard | None = None
+) -> Record:
     """Costs, constraints, training, score. Leaves the weights in the trial's folder.
 
     The metrics are `macs`, `params` and `peak_bytes`; what the score section asks for (`accuracy`, `latency` in
@@ -42,6 +45,7 @@ def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, o
         experiment: of the spec, with its space as plain data.
         dataset: to train on, and on whose validation images to judge.
         on_progress: gets the fields of `nasplat.training.loop.Progress`.
+        shard: of a network that several processes train; only the first of them judges it.
 
     Raises:
         TrialFailed: training diverged.
@@ -49,9 +53,11 @@ def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, o
         NasplatError: something that concerns every candidate.
     """
     from nasplat.training.devices import resolve_device, set_threads
+    from nasplat.training.distributed import ALONE
     from nasplat.training.evaluate import judge
     from nasplat.training.fit import fit
 
+    shard = shard or ALONE
     set_threads(spec.threads)
     device = resolve_device(spec.device)
     space = load_space_of(experiment, dataset)
@@ -79,7 +85,10 @@ def train_and_judge(spec: TrialSpec, experiment: Experiment, dataset: Dataset, o
         checkpoint=folder.checkpoint,
         on_progress=lambda progress: on_progress(asdict(progress)),
         until=spec.until,
+        shard=shard,
     )
+    if shard.rank:
+        return Record("complete", metrics)
     metrics["train_seconds"] = trained.seconds
     if trained.losses:
         metrics["loss"] = trained.losses[-1]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Train
 from nasplat.core.problem import Problem
+from nasplat.training.distributed import gathered
 from nasplat.training.features import features, measured_shape
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class SimCLR:
         projections = extra(features(network, torch.cat(batch.views[:2])))
         with torch.autocast(projections.device.type, enabled=False):  # similarities need all of float32
             first, second = projections.float().chunk(2)
-            return nt_xent(first, second, self.temperature)
+            return nt_xent(gathered(first), gathered(second), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class MemoryBank:
         plain, transformed = features(network, torch.cat(batch.views[:2])).chunk(2)
         plain = extra.get_submodule("plain_head")(plain)
         transformed = extra.get_submodule("transformed_head")(transformed)
-        shape = (2 * (len(indices) - 1),)
+        all_indices = gathered(indices)  # of the whole batch, where several processes share it
+        shape = (2 * (len(all_indices) - 1),)
         negatives = torch.randint(len(bank), shape, generator=generator, device=bank.device)
         with torch.autocast(bank.device.type, enabled=False):
             plain, transformed = plain.float(), transformed.float()
@@ -133,8 +135,8 @@ class MemoryBank:
             loss = 0.5 * bank_nce(transformed, own, others, ignored, self.temperature)
             loss = loss + 0.5 * bank_nce(plain, own, others, ignored, self.temperature)
             average = F.normalize(self.momentum * own + (1 - self.momentum) * latest, dim=1)
-            bank.index_copy_(0, indices, average)
-            seen.index_fill_(0, indices, True)
+            bank.index_copy_(0, all_indices, gathered(average))
+            seen.index_fill_(0, all_indices, True)
         return loss
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from nasplat.core.experiment import Train
 from nasplat.training.devices import memory_guard, place
+from nasplat.training.distributed import ALONE, Shard
 from nasplat.training.loop import Progress, TrainResult, train
 from nasplat.training.objectives import Objective, make_objective
 
@@ -31,11 +32,12 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     until: float = 1.0,
+    shard: Shard = ALONE,
 ) -> TrainResult:
     """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`."""
     with memory_guard("loading images"):
         objective = make_objective(settings, dataset.problem, len(dataset.train))
-        loader = training_loader(dataset, settings, objective, device, resident)
+        loader = training_loader(dataset, settings, objective, device, resident, shard)
     return train(
         network,
         objective,
@@ -47,11 +49,17 @@ def fit(
         on_progress=on_progress,
         stop=stop,
         until=until,
+        shard=shard,
     )
 
 
 def training_loader(
-    dataset: Dataset, settings: Train, objective: Objective, device: torch.device, resident: Any = "auto"
+    dataset: Dataset,
+    settings: Train,
+    objective: Objective,
+    device: torch.device,
+    resident: Any = "auto",
+    shard: Shard = ALONE,
 ) -> Loader:
     """Shuffled, augmented batches with the views that the objective asks for, in the memory format of the device."""
     from nasplat.data.augment import default_augmentations
@@ -74,4 +82,6 @@ def training_loader(
         first_plain=getattr(objective, "first_plain", False),
         channels_last=place(settings, device).channels_last,
         resident=resident,
+        rank=shard.rank,
+        world=shard.world,
     )

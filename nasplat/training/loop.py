@@ -20,6 +20,7 @@ from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.core.experiment import Train
 from nasplat.training import checkpoint as files
 from nasplat.training.devices import Placement, memory_guard, place, repeatable
+from nasplat.training.distributed import ALONE, Shard, Together, averaged, synchronised
 from nasplat.training.objectives import Objective
 from nasplat.training.optimisers import learning_rate, make_optimiser, trainable
 from nasplat.training.step import set_drop_path, training_step
@@ -83,6 +84,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     until: float = 1.0,
+    shard: Shard = ALONE,
 ) -> TrainResult:
     """Trains a network in place, and leaves it on the device, in training mode and with contiguous weights.
 
@@ -98,6 +100,8 @@ def train(
         stop: asked after every step; True ends the training.
         until: the share of the budget, in (0, 1], at which the training pauses; called again with more it goes on from
             the checkpoint as if it had never paused. The learning rate is that of the whole budget all along.
+        shard: which part of every batch this process trains on; all processes of `nasplat.training.distributed` call
+            this with equal networks and seeds, and end with equal weights.
 
     Raises:
         TrialFailed: the loss or the weights are no longer finite, or there is nothing to train.
@@ -106,7 +110,9 @@ def train(
     """
     with memory_guard("training"), repeatable(device, seed):
         placement = place(settings, device)
-        run = _Training(network, objective, loader, settings, placement, seed, checkpoint, on_progress, stop, until)
+        run = _Training(
+            network, objective, loader, settings, placement, seed, checkpoint, on_progress, stop, until, shard
+        )
         try:
             run.restore()
             finished = run.epochs()
@@ -144,10 +150,14 @@ class _Training:
         on_progress: Callable[[Progress], None] | None,
         stop: Callable[[], bool] | None,
         until: float,
+        shard: Shard,
     ) -> None:
         self.network, self.objective, self.loader = network, objective, loader
         self.settings, self.placement = settings, placement
         self.checkpoint, self.on_progress, self.stop, self.until = checkpoint, on_progress, stop, until
+        self.shard = shard
+        if shard.world > 1 and settings.epochs is None and settings.steps is None:
+            raise NasplatError("several processes that train one network must end together", "give epochs or steps")
         if not 0 < until <= 1:
             raise NasplatError(f"until is {until}", "it is a share of the budget, above 0 and at most 1")
         if settings.drop_path and not hasattr(network, "drop_path_probability"):
@@ -155,15 +165,20 @@ class _Training:
 
         device = placement.device
         network.to(device).to(memory_format=placement.memory_format).train()  # type: ignore[call-overload]
+        if shard.world > 1:
+            self.network = network = synchronised(network, device)
         self.extra = objective.module(network)
         if self.extra is not None:
             self.extra.to(device).to(memory_format=placement.memory_format).train()  # type: ignore[call-overload]
+        if shard.world > 1:
+            self.extra = None if self.extra is None else synchronised(self.extra, device)
+            self.objective = Together(objective, network, self.extra)
         self.parameters = trainable((network, self.extra))
         self.optimiser = make_optimiser(self.parameters, settings)
         # Two streams: with one seed for both, the order of the images and what is drawn on them would be related.
         data_seed, step_seed = (int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(2, np.uint64))
         self.data_generator = torch.Generator().manual_seed(data_seed)
-        self.generator = torch.Generator(device).manual_seed(step_seed)
+        self.generator = torch.Generator(device).manual_seed(step_seed + shard.rank)
         set_drop_path(network, 0.0, self.generator)
 
         self.steps = settings.steps
@@ -218,6 +233,7 @@ class _Training:
                 raise NasplatError("there are no images to train on")
             if self.until <= self.share() < 1 and self.epoch_step < self.loader.batches_per_epoch:
                 break  # a pause within an epoch, which ends when the training goes on
+            averaged(self.loss_sum, self.shard)
             loss_sum = self.read_loss()
             self.losses.append(loss_sum / self.epoch_step)
             self.earlier_losses += loss_sum
@@ -255,7 +271,7 @@ class _Training:
         self.loss_sum += loss
         self.step += 1
         self.epoch_step += 1
-        self.images += len(batch.indices)
+        self.images += len(batch.indices) * self.shard.world
 
     def read_loss(self) -> float:
         """The sum of this epoch's losses. Waits for the device, and fails the trial where a loss was not finite."""
@@ -299,7 +315,7 @@ class _Training:
 
     def save(self) -> None:
         """Writes a checkpoint. A full disk is warned of once, and nothing else: the earlier checkpoint is intact."""
-        if self.checkpoint is None or self.step == 0:
+        if self.checkpoint is None or self.step == 0 or self.shard.rank:
             return
         self.read_loss()  # never overwrite a checkpoint with one that is not finite
         tensors = {
@@ -345,6 +361,8 @@ class _Training:
         self.loss_sum.copy_(tensors["loss_sum"])
         self.epoch_state = tensors["random.epoch"]
         self.generator.set_state(tensors["random.step"])
+        if self.shard.rank:  # that state is the first process's: the others' draws must differ
+            self.generator.manual_seed(self.generator.initial_seed() + self.shard.rank + record["step"])
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.placement.device)

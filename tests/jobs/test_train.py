@@ -45,6 +45,17 @@ def test_top_and_seeds_are_trained_scored_and_written(run: Path) -> None:
     assert (run / "front/confirmed.svg").exists()
 
 
+def test_two_processes_train_one_network_together(run: Path) -> None:
+    """Who has two GPUs expects both to be used, and the same files at the end."""
+    starts, ended = trained(run, overrides=["run.processes=2"])
+    found = read_confirmation(open_run(run).files)
+    assert found is not None and starts == [(1, 0)] and ended == 1
+    assert not found.rows[0].failures and (run / found.rows[0].weights).exists()
+    assert 0 <= found.rows[0].metrics["test_accuracy"].mean <= 1
+    with pytest.raises(NasplatError, match="cannot be divided"):
+        train(run, overrides=["run.processes=3", "final.train.lr=0.01"])
+
+
 def test_more_than_the_front_has_is_told(run: Path) -> None:
     said: list[str] = []
     train(run, top=50, watcher=Watcher(say=said.append))
