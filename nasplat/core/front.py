@@ -53,6 +53,8 @@ def front_indices(matrix: np.ndarray) -> list[int]:
     """
     left = np.flatnonzero(~np.isnan(matrix).any(axis=1))
     left = left[np.lexsort(matrix[left].T[::-1])]  # what beats a row comes before it
+    if matrix.shape[1] == 2 and len(left):
+        return sorted(left[_front_of_two(matrix[left])].tolist())
     kept: list[int] = []
     while len(left):
         row = matrix[left[0]]
@@ -60,6 +62,15 @@ def front_indices(matrix: np.ndarray) -> list[int]:
         kept += left[equal].tolist()
         left = left[(matrix[left] < row).any(axis=1)]
     return sorted(kept)
+
+
+def _front_of_two(rows: np.ndarray) -> np.ndarray:
+    """`(N,)` which of the sorted rows `(N, 2)` are on the front: those below all before them, and their equals."""
+    new = np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)]
+    below = np.r_[True, rows[1:, 1] < np.minimum.accumulate(rows[:-1, 1])]
+    first_equal = np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))
+    found: np.ndarray = below[first_equal]
+    return found
 
 
 def fronts(matrix: np.ndarray) -> Iterator[list[int]]:

@@ -175,12 +175,21 @@ class GaussianProcess:
         self._rows: list[list[tuple[str, float]]] = []  # that they stand for
 
     def kernel(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """`(N, M)` of `(N, bits)` and `(M, bits)`."""
-        weighted = first * self._per_bit
-        distance = weighted.sum(1)[:, None] + (second * self._per_bit).sum(1)[None] - 2 * weighted @ second.T
-        distance = np.maximum(distance, 0.0)
+        """`(N, M)` of `(N, bits)` and `(M, bits)`, in their precision."""
+        per_bit = self._per_bit.astype(first.dtype, copy=False)
+        weighted = first * per_bit
+        distance = weighted.sum(1)[:, None] + (second * per_bit).sum(1)[None]
+        distance -= 2 * weighted @ second.T
+        np.maximum(distance, 0.0, out=distance)
         additive = self.parameters.additive
-        return (np.exp(-distance) + additive * (1 - distance / self._largest)) / (1 + additive)
+        # In place: at some hundred thousand entries new memory costs as much as the arithmetic.
+        smooth = np.exp(-distance)
+        distance /= -self._largest
+        distance += 1
+        distance *= additive
+        smooth += distance
+        smooth /= 1 + additive
+        return np.asarray(smooth)
 
     def factor(self, bits: np.ndarray, nuggets: np.ndarray, digests: Sequence[str], lasting: int) -> np.ndarray:
         """`(N, N)` lower Cholesky factor of the covariance of observations at these rows.

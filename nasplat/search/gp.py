@@ -70,7 +70,8 @@ def gp(
         beliefs = [surrogates.condition(space, goal, history, pending) for goal in modelled]
         believed = np.column_stack([*(belief.losses for belief in beliefs), known])
 
-        best = _best_rows(believed, elite)
+        front = front_indices(believed)
+        best = _best_rows(believed, front, elite)
         pool = _pool([rows[index] for index in best], seen, space, around, walks, rng)
         if not pool:  # a small space, nearly exhausted
             pool = _pool(rows, seen, space, around, walks, rng)
@@ -78,14 +79,15 @@ def gp(
             return Suggestion(unseen_sample(seen, space, rng).values, why="random: all near the best is known")
         pool_known = losses(around.known(space, pool), exact) if exact else np.zeros((len(pool), 0))
         gain = _Gain(
-            believed,
+            believed[front],
             [belief.warp for belief in beliefs],
-            _corner(believed, pool_known, [*modelled, *exact], corner),
+            _corner(believed, front, pool_known, [*modelled, *exact], corner),
             rng,
         )
-        rough = gain([belief.rough(pool) for belief in beliefs], pool_known)
+        codes = [belief.code(pool) for belief in beliefs]
+        rough = gain([belief.rough(code) for belief, code in zip(beliefs, codes, strict=True)], pool_known)
         order = np.argsort(-rough, kind="stable")[:screened]
-        predicted = [belief.predict([pool[index] for index in order]) for belief in beliefs]
+        predicted = [belief.predict(code[order]) for belief, code in zip(beliefs, codes, strict=True)]
         exactly = gain(predicted, pool_known[order])
         if beliefs and sum(one.replicate > 0 for one in history) < again * history.evaluated:
             # Both by what one noisy run is expected to teach: a new candidate, and one that was run before.
@@ -128,13 +130,14 @@ def _expected(goal: Goal, belief: Belief, row: int, mean: np.ndarray, deviation:
     return f"{goal.metric} {text(goal.metric, sign * float(middle))} ± {text(goal.metric, float(far - middle))}"
 
 
-def _best_rows(believed: np.ndarray, elite: int) -> list[int]:
+def _best_rows(believed: np.ndarray, front: list[int], elite: int) -> list[int]:
     """Rows of the front, and of the fronts behind it until there are `elite`."""
-    best: list[int] = []
-    for front in fronts(believed):
-        best += front
+    best = list(front)
+    behind = np.delete(np.arange(len(believed)), front)
+    for rows in fronts(believed[behind]):
         if len(best) >= elite:
             break
+        best += behind[rows].tolist()
     return best
 
 
@@ -163,14 +166,14 @@ def _pool(
 
 
 def _corner(
-    believed: np.ndarray, pool_known: np.ndarray, goals: Sequence[Goal], given: Mapping[str, float]
+    believed: np.ndarray, rows: list[int], pool_known: np.ndarray, goals: Sequence[Goal], given: Mapping[str, float]
 ) -> np.ndarray:
     """`(M,)` the losses up to which an improvement counts.
 
     Those of the dearest architecture that is known or looked at, for a better network may cost more than the front; of
     what is modelled the worst on the front. Both and a tenth of their range.
     """
-    front = believed[front_indices(believed)]
+    front = believed[rows]
     first = believed.shape[1] - pool_known.shape[1]
     dear = np.vstack([believed[:, first:], pool_known])
     worst = np.concatenate([front[:, :first].max(0), dear.max(0)])
@@ -186,17 +189,16 @@ class _Gain:
     """The expected improvement of the hypervolume (with one goal, of the best) over what is believed.
 
     Args:
-        believed: `(N, M)` losses of the candidates, the modelled ones first.
+        front: `(N, M)` losses of the candidates that no other beats, the modelled ones first.
         warps: of the modelled losses.
         corner: `(M,)`.
         rng: places the samples of a second and further modelled metric.
     """
 
-    def __init__(self, believed: np.ndarray, warps: Sequence[Warp], corner: np.ndarray, rng: np.random.Generator):
+    def __init__(self, front: np.ndarray, warps: Sequence[Warp], corner: np.ndarray, rng: np.random.Generator):
         self._warps = warps
         self._corner = corner
-        self._single = believed.shape[1] == 1
-        front = believed[front_indices(believed)]
+        self._single = front.shape[1] == 1
         self._front = front[(front < corner).all(1)]
         # With one goal there is no volume to fill: any threshold below the best counts.
         if self._single:

@@ -80,15 +80,19 @@ class Belief:
     _scale: float
     _peculiar: float
 
-    def predict(self, architectures: Sequence[Coded]) -> tuple[np.ndarray, np.ndarray]:
+    def code(self, architectures: Sequence[Coded]) -> np.ndarray:
+        """`(C, bits)` of candidates, for the functions below."""
+        return self._process.code(architectures)
+
+    def predict(self, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`(C,)` mean and standard deviation of new candidates on the warped scale."""
-        half = solve(self._factor, self._process.kernel(self._bits, self._process.code(architectures)))
+        half = solve(self._factor, self._process.kernel(self._bits, code))
         left = np.maximum(1.0 + self._peculiar - (half**2).sum(0), 1e-10)
         return half[: len(self._half)].T @ self._half, np.sqrt(self._scale * left)
 
-    def rough(self, architectures: Sequence[Coded]) -> tuple[np.ndarray, np.ndarray]:
-        """The same mean, and a bound of the deviation from the nearest row alone: much cheaper with many rows."""
-        kernel = self._process.kernel(self._process.code(architectures), self._bits)
+    def rough(self, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same mean, and a bound of the deviation from the nearest row alone, to four digits: much cheaper."""
+        kernel = self._process.kernel(code.astype(np.float32), self._bits.astype(np.float32))
         mean = kernel[:, : len(self._weights)] @ self._weights
         left = np.maximum(1.0 + self._peculiar - kernel.max(1) ** 2 / (1 + self._peculiar), 1e-10)
         return mean, np.sqrt(self._scale * left)
