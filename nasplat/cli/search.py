@@ -24,8 +24,9 @@ def search(
     run: Annotated[Path | None, typer.Option(help="Where everything is written.  [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, or extend it.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, help="Architectures to evaluate, in all.")] = None,
-    executor: Annotated[Literal["inline", "processes"] | None, typer.Option(help="Where trials run.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
+    executor: Annotated[Literal["inline", "processes", "ray"] | None, typer.Option(help="Where trials run.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, HOST:PORT or ray://…")] = None,
     export: Annotated[
         Literal["best", "front", "none"], typer.Option(help="What is written as ONNX when it is done.")
     ] = "best",
@@ -51,6 +52,7 @@ def search(
         ("search.trials", trials),
         ("run.executor", executor),
         ("run.workers", workers),
+        ("run.address", address),
     ):
         if value is not None:
             overrides.append(f"{key}={value}")
@@ -58,7 +60,7 @@ def search(
     prepared = prepare(experiment, run, resume=resume, overrides=overrides)
     console.print(_title(prepared), soft_wrap=True)
     settings = prepared.experiment
-    workers = settings.run.workers if settings.run.executor == "processes" else 0
+    workers = 0 if settings.run.executor == "inline" else settings.run.workers
     try:
         goals = goals_of(settings.score)
         with SearchView(console, goals, settings.search.trials, workers, explain=explain) as view:
@@ -75,7 +77,12 @@ def _title(prepared: Prepared) -> str:
     experiment = prepared.experiment
     assert isinstance(experiment.space, dict)
     run = experiment.run
-    where = "in this process" if run.executor == "inline" else f"in {run.workers} processes"
+    cluster = f"Ray at {run.address}" if run.address else "Ray on this machine"
+    where = {
+        "inline": "in this process",
+        "processes": f"in {run.workers} processes",
+        "ray": f"{run.workers} at once on {cluster}",
+    }[run.executor]
     subject = f"{experiment.space['family']} on {experiment.data.name}"
     if experiment.tabular:
         subject = f"the table {Path(experiment.space['table']).name}"

@@ -169,7 +169,14 @@ class Search(Section):
 class Run(Section):
     """Where the trials run, and what is kept."""
 
-    executor: Literal["inline", "processes"] = "inline"
+    executor: Literal["inline", "processes", "ray"] = "inline"
+    address: str | None = Field(
+        None, description="of a Ray cluster: auto, HOST:PORT or ray://…; by default Ray is started on this machine"
+    )
+    gpus: float | Literal["auto"] = Field(
+        "auto",
+        description="share of a GPU for a trial on Ray; auto measures the memory of the first, and packs what fits",
+    )
     workers: int = Field(
         1,
         ge=1,

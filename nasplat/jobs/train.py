@@ -14,6 +14,7 @@ from nasplat.artifacts.run_directory import TrialFolder, short
 from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
+from nasplat.core.experiment import Run as RunSettings
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import Confirmation, Confirmed, Estimate, estimate, write_confirmation
@@ -108,7 +109,7 @@ def train(
     try:
         write_json(folder / "settings.json", settings)
         tasks = _tasks(run, experiment, space, chosen, seeds, folder)
-        records = _run(experiment, tasks, watcher)
+        records = _run(experiment, tasks, folder, watcher)
     finally:
         lock.release()
     rows = tuple(_confirmed(run, space, candidate, tasks, records) for candidate in chosen)
@@ -177,21 +178,34 @@ def _tasks(
     return tasks
 
 
-def _run(experiment: Experiment, tasks: Sequence[Task], watcher: Watcher) -> dict[int, Record]:
-    """The record of every task; those that are there are not made again."""
-    from nasplat.search.executors import InlineExecutor, run_all
-    from nasplat.search.processes import ProcessExecutor
-    from nasplat.search.records import read_record
+def _executor(run: RunSettings, trainings: int) -> str:
+    """That of the search; but networks that take all GPUs of this machine are trained one after the other."""
     from nasplat.training.distributed import processes
+
+    if run.executor == "processes" and (trainings == 1 or processes(run.processes, run.device) > 1):
+        return "inline"
+    return run.executor
+
+
+def _run(experiment: Experiment, tasks: Sequence[Task], folder: Path, watcher: Watcher) -> dict[int, Record]:
+    """The record of every task; those that are there are not made again."""
+    from nasplat.search.driver import make_executor
+    from nasplat.search.executors import run_all
+    from nasplat.search.records import read_record
 
     records = {task.spec.number: record for task in tasks if (record := read_record(task.folder.path)) is not None}
     left = [task for task in tasks if task.spec.number not in records]
     watcher.on_start(len(tasks), len(records))
     if not left:
         return records
-    together = processes(experiment.run.processes, experiment.run.device) > 1  # one network after the other
-    inline = together or experiment.run.executor == "inline" or len(left) == 1
-    executor = InlineExecutor(EVALUATE) if inline else ProcessExecutor(EVALUATE, min(experiment.run.workers, len(left)))
+    where = experiment.run.model_copy(
+        update={
+            "workers": min(experiment.run.workers, len(left)),
+            "trial_seconds": None,  # it is meant for the short trainings of the search
+            "executor": _executor(experiment.run, len(left)),
+        }
+    )
+    executor = make_executor(experiment.model_copy(update={"run": where}), folder, EVALUATE)
     return records | run_all(executor, [task.spec for task in left], watcher.on_progress, watcher.on_finished)
 
 

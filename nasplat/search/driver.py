@@ -106,7 +106,7 @@ def run_search(
         if study.cut:
             on_event(Message("the study's last record was incomplete, as after a crash, and was cut off", warning=True))
         strategy = strategy or make_strategy(search.strategy, search.options)
-        executor = executor or make_executor(experiment, run, evaluate)
+        executor = executor or make_executor(experiment, run.root, evaluate)
         now = True
         try:
             result = _Search(experiment, run, space, study, strategy, executor, on_event, interrupts).run()
@@ -136,13 +136,32 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def make_executor(experiment: Experiment, run: RunDirectory, evaluate: str | Evaluate | None = None) -> Executor:
-    """The executor that the experiment names."""
+def make_executor(experiment: Experiment, root: Path, evaluate: str | Evaluate | None = None) -> Executor:
+    """The executor that the experiment names.
+
+    Args:
+        experiment: with its space resolved to plain data.
+        root: the run directory.
+        evaluate: in place of training and judging, or of looking up in the table of a tabular space.
+    """
     evaluate = evaluate or (LOOK_UP if experiment.tabular else TRAIN_AND_JUDGE)
-    limit = experiment.run.trial_seconds
-    if experiment.run.executor == "inline":
-        return InlineExecutor(evaluate, trial_seconds=limit)
-    return ProcessExecutor(evaluate, experiment.run.workers, trial_seconds=limit, lock=run.root / WORKERS_LOCK)
+    run = experiment.run
+    if run.executor == "inline":
+        return InlineExecutor(evaluate, trial_seconds=run.trial_seconds)
+    if run.executor == "processes":
+        return ProcessExecutor(evaluate, run.workers, trial_seconds=run.trial_seconds, lock=root / WORKERS_LOCK)
+    from nasplat.search.ray_executor import RayExecutor
+
+    return RayExecutor(
+        evaluate,
+        address=run.address,
+        workers=run.workers,
+        cpus=run.threads,
+        gpus=run.gpus,
+        trial_seconds=run.trial_seconds,
+        storage=root,
+        data=None if experiment.tabular else experiment.data,
+    )
 
 
 class _Search:

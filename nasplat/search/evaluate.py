@@ -112,8 +112,22 @@ def warm_up() -> None:
 
 
 def load_data(data: Data) -> Dataset:
-    """The data set of an experiment, read once a process."""
-    return _load_data(canonical_json(data.model_dump(mode="json")))
+    """The data set of an experiment, read once a process, unless it was given to this one."""
+    key = data_key(data)
+    return _given.get(key) or _load_data(key)
+
+
+def give_data(key: str, dataset: Dataset) -> None:
+    """Lets this process use a data set that another one has read. See `data_key`."""
+    _given[key] = dataset
+
+
+def data_key(data: Data) -> str:
+    """What a data set is known by."""
+    return canonical_json(data.model_dump(mode="json"))
+
+
+_given: dict[str, Dataset] = {}
 
 
 @lru_cache(maxsize=1)

@@ -41,11 +41,11 @@ def work(connection: Connection, evaluate: str, lock: str | None) -> None:
     if lock is not None:
         FileLock(Path(lock)).acquire(shared=True, timeout=60.0)
     try:
-        function = _resolve(evaluate)
+        function = resolve_warm(evaluate)
         connection.send(("ready", None))
         while (spec := connection.recv()) is not None:
             reporter = _Reporter(connection)
-            with _log(Path(spec["directory"])):
+            with log_of(Path(spec["directory"])):
                 record = run_trial(function, TrialSpec(**spec), reporter)
             connection.send(("record", record.to_json()))
     except NasplatError as error:
@@ -54,7 +54,8 @@ def work(connection: Connection, evaluate: str, lock: str | None) -> None:
         pass  # the driver is gone
 
 
-def _resolve(evaluate: str) -> Evaluate:
+def resolve_warm(evaluate: str) -> Evaluate:
+    """The evaluation, with what its first trial would import imported. Raises NasplatError: it cannot be."""
     try:
         function = resolve(evaluate)
         # What the first trial would import counts to its time otherwise.
@@ -86,7 +87,7 @@ class _Reporter:
 
 
 @contextmanager
-def _log(directory: Path) -> Iterator[None]:
+def log_of(directory: Path) -> Iterator[None]:
     """What the trial prints goes into its own log, also what libraries print from C."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

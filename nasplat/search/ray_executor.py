@@ -1,0 +1,253 @@
+"""Trials on a Ray cluster, run by Ray Tune.
+
+Tune places the trials, packs them on GPUs, keeps actors warm between them and starts again what died. What to try next
+is no business of Tune's: its searcher hands out what the driver submits, and what comes back goes to the driver, which
+asks and tells the one study. So nothing rests on Tune's experiment state.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Data
+from nasplat.search.executors import Finished, OnTrialProgress
+from nasplat.search.ray_connection import connect, in_words, node_resources
+from nasplat.search.ray_worker import progress_actor, trainable
+from nasplat.search.records import Evaluate, Record, TrialSpec, read_record, write_record
+
+if TYPE_CHECKING:
+    from ray.tune.search import Searcher
+
+ATTEMPTS = 2
+JOIN_SECONDS = 30.0
+TUNE = ".tune"
+
+
+class RayExecutor:
+    """Actors of a Ray cluster that live as long as the search, each of which runs one trial at a time.
+
+    A trial whose actor or node dies is run again once, from its checkpoint; then it has failed. The run directory must
+    be seen by every node: checkpoints, weights and records are written there.
+
+    Args:
+        evaluate: `module:function`, or a function that can be imported by its name.
+        address: of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; None starts Ray on this machine.
+        workers: trials at once.
+        cpus: of each trial.
+        gpus: share of a GPU of each trial; `auto` takes a whole one where the cluster has any.
+        trial_seconds: the longest that a trial may take.
+        storage: the run directory.
+        data: what the trials train on; it is read here, and each node holds one copy for all its workers.
+
+    Raises:
+        NasplatError: Ray is not installed, there is no cluster at the address, or no node can hold a trial.
+    """
+
+    def __init__(
+        self,
+        evaluate: str | Evaluate,
+        *,
+        address: str | None = None,
+        workers: int = 1,
+        cpus: float = 1,
+        gpus: float | Literal["auto"] = "auto",
+        trial_seconds: float | None = None,
+        storage: Path,
+        data: Data | None = None,
+    ) -> None:
+        self.slots = workers
+        self._owns_ray = connect(address, workers * cpus)
+        nodes = node_resources()
+        share = float(any(node.get("GPU", 0) for node in nodes)) if gpus == "auto" else float(gpus)
+        self._asked = {"CPU": float(cpus), "GPU": share}
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in self._asked.items()) for node in nodes):
+            self._disconnect()
+            raise NasplatError(
+                f"no node of the Ray cluster can hold a trial: it asks for {in_words(self._asked)}, and the nodes have "
+                + ("; ".join(in_words(node) for node in nodes) or "nothing"),
+                "lower run.threads or run.gpus, or add a node",
+            )
+        self._trial_seconds = trial_seconds
+        self._folder = Path(storage).resolve() / TUNE
+        self._handout = _Handout()
+        self._progress = progress_actor()
+        self._running: dict[int, TrialSpec] = {}
+        self._last = time.monotonic()
+        name = evaluate if isinstance(evaluate, str) else f"{evaluate.__module__}:{evaluate.__qualname__}"
+        fixed = {
+            "evaluate": name,
+            "trial_seconds": trial_seconds,
+            "progress": self._progress,
+            "data": None if data is None else _share(data),
+        }
+        self._thread = threading.Thread(target=self._tune, args=(fixed,), daemon=True)
+        self._thread.start()
+
+    def submit(self, spec: TrialSpec) -> None:
+        self._running[spec.number] = spec
+        self._handout.give(spec)
+
+    def wait(self, timeout: float, on_progress: OnTrialProgress) -> list[Finished]:
+        finished: list[Finished] = []
+        until = time.monotonic() + timeout
+        while not finished:
+            try:
+                finished.append(self._result(*self._handout.results.get(timeout=max(0.0, until - time.monotonic()))))
+            except queue.Empty:
+                break
+        while True:  # what else is there
+            try:
+                finished.append(self._result(*self._handout.results.get_nowait()))
+            except queue.Empty:
+                break
+        self._tell_progress(on_progress)
+        if not self._thread.is_alive() and not finished and self._running:
+            raise NasplatError("the Ray cluster is gone", "start it again, and go on with --resume")
+        return finished
+
+    def close(self, *, now: bool = False) -> None:
+        import ray
+
+        self._handout.close(now)
+        with suppress(ray.exceptions.RayError, TimeoutError):
+            if now:  # Tune would wait for what runs
+                for actor in ray.get(self._progress.members.remote(), timeout=5):
+                    ray.kill(actor)
+            self._thread.join(JOIN_SECONDS)
+            ray.kill(self._progress)
+        self._disconnect()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _disconnect(self) -> None:
+        import ray
+
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _tune(self, fixed: Mapping[str, Any]) -> None:
+        from ray import tune
+
+        try:
+            tune.run(
+                tune.with_parameters(trainable(), fixed=fixed),
+                name=uuid.uuid4().hex[:8],
+                search_alg=searcher(self._handout),
+                num_samples=-1,
+                resources_per_trial={"cpu": self._asked["CPU"], "gpu": self._asked["GPU"]},
+                max_failures=ATTEMPTS - 1,
+                reuse_actors=True,
+                raise_on_failed_trial=False,
+                storage_path=str(self._folder),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                verbose=0,
+            )
+        except BaseException as error:
+            self._handout.results.put((-1, {"error": (f"Ray Tune ended: {error}", "go on with --resume")}, True))
+
+    def _result(self, number: int, result: Mapping[str, Any] | None, failed: bool) -> Finished:
+        if result and "error" in result:
+            raise NasplatError(*result["error"])
+        spec = self._running.pop(number)
+        if result and "record" in result:
+            return Finished(number, Record(**json.loads(result["record"])))
+        record = read_record(Path(spec.directory), spec.until)
+        if record is None:
+            record = Record("failed", reason=f"its worker died {ATTEMPTS} times", seconds=self._trial_seconds or 0.0)
+            directory = Path(spec.directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_record(directory, record, spec.until)
+        return Finished(number, record)
+
+    def _tell_progress(self, on_progress: OnTrialProgress) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            for number, fields in ray.get(self._progress.take.remote(), timeout=5).items():
+                if number in self._running:
+                    on_progress(number, fields)
+
+
+class _Handout:
+    """What the driver submitted, for the searcher to take; what came back, for the driver."""
+
+    def __init__(self) -> None:
+        self.results: queue.Queue[tuple[int, Mapping[str, Any] | None, bool]] = queue.Queue()
+        self._waiting: deque[TrialSpec] = deque()
+        self._changed = threading.Condition()
+        self._numbers: dict[str, int] = {}
+        self._closed = False
+        self.abandoned = False
+
+    def give(self, spec: TrialSpec) -> None:
+        with self._changed:
+            self._waiting.append(spec)
+            self._changed.notify()
+
+    def close(self, now: bool) -> None:
+        with self._changed:
+            self._closed, self.abandoned = True, now
+            self._changed.notify()
+
+    def take(self, trial_id: str) -> TrialSpec | Literal["closed"] | None:
+        """The next specification. With nothing running it is waited for: Tune would look once a second only."""
+        with self._changed:
+            if self.abandoned:
+                raise InterruptedError("the driver ended the search")  # there is no other way to end Tune at once
+            if not self._numbers:
+                self._changed.wait_for(lambda: self._waiting or self._closed, timeout=300)
+            if self._closed:
+                return "closed"
+            if not self._waiting:
+                return None
+            spec = self._waiting.popleft()
+            self._numbers[trial_id] = spec.number
+            return spec
+
+    def put(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
+        with self._changed:
+            number = self._numbers.pop(trial_id)
+        self.results.put((number, result, failed))
+
+
+def searcher(handout: _Handout) -> Searcher:
+    """Tune's source of trials: what the driver submits."""
+    from ray.tune.search import Searcher
+
+    class FromTheDriver(Searcher):
+        def suggest(self, trial_id: str) -> Any:
+            spec = handout.take(trial_id)
+            if spec == "closed":
+                return Searcher.FINISHED
+            return None if spec is None else {"spec": json.dumps(spec.to_json())}  # type: ignore[union-attr]
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            handout.put(trial_id, None if error else result, error)
+
+        def save(self, checkpoint_path: str) -> None: ...  # the study is the state
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    return FromTheDriver()
+
+
+def _share(data: Data) -> tuple[str, Any] | None:
+    """The key of a data set, and its arrays in Ray's object store; None where the images are not held in memory."""
+    import ray
+
+    from nasplat.data.shared import to_arrays
+    from nasplat.search.evaluate import data_key, load_data
+
+    arrays = to_arrays(load_data(data))
+    return None if arrays is None else (data_key(data), ray.put(arrays))

@@ -1,0 +1,139 @@
+"""The other end of `RayExecutor`: what an actor of the cluster does with a trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nasplat.core.errors import NasplatError
+from nasplat.search.executors import too_long
+from nasplat.search.records import Record, TrialSpec, run_trial, write_record
+from nasplat.search.worker import log_of, resolve_warm
+
+PROGRESS_SECONDS = 0.5
+
+
+class Worker:
+    """Runs trials one after the other.
+
+    Args:
+        evaluate: `module:function`; imported once.
+        trial_seconds: the longest that a trial may take.
+        progress: the actor that collects progress.
+        data: key and reference of the data set that all workers of a node share.
+    """
+
+    def __init__(self, evaluate: str, trial_seconds: float | None, progress: Any, data: tuple[str, Any] | None) -> None:
+        self._trial_seconds = trial_seconds
+        self._progress = progress
+        import ray
+
+        progress.join.remote(ray.get_runtime_context().current_actor)
+        self._error: tuple[str, str] | None = None
+        try:
+            self._evaluate = resolve_warm(evaluate)
+            if data is not None:
+                from nasplat.data.shared import from_arrays
+                from nasplat.search.evaluate import give_data
+
+                give_data(data[0], from_arrays(ray.get(data[1])))
+        except NasplatError as error:
+            self._error = (error.message, error.advice)
+
+    def run(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """`record` as JSON; or `error`, message and advice of what concerns all trials."""
+        if self._error is not None:
+            return {"error": self._error}
+        trial = TrialSpec(**spec)
+        deadline = self._deadline(trial)
+        try:
+            with log_of(Path(trial.directory)):
+                record = run_trial(self._evaluate, trial, self._reporter(trial.number))
+            return {"record": json.dumps(record.to_json())}
+        except NasplatError as error:
+            return {"error": (error.message, error.advice)}
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+
+    def _deadline(self, trial: TrialSpec) -> threading.Timer | None:
+        """Ends this process when the trial takes too long. Its record stands by then, so that it is not run again."""
+        if self._trial_seconds is None:
+            return None
+        limit = self._trial_seconds
+
+        def end() -> None:
+            directory = Path(trial.directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_record(directory, Record("failed", reason=too_long(limit), seconds=limit), trial.until)
+            os._exit(1)
+
+        timer = threading.Timer(limit, end)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _reporter(self, number: int) -> Any:
+        last = 0.0
+
+        def report(fields: Mapping[str, Any]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_SECONDS:
+                last = now
+                self._progress.put.remote(number, dict(fields))
+
+        return report
+
+
+def trainable() -> type[Any]:
+    """What an actor is: it imports the evaluation once, and runs one trial after the other."""
+    from ray.tune import Trainable
+
+    class Trial(Trainable):
+        def setup(self, config: dict[str, Any], fixed: Mapping[str, Any]) -> None:  # type: ignore[override]
+            self._worker = Worker(**fixed)
+            self._spec = config["spec"]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._spec = new_config["spec"]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {**self._worker.run(json.loads(self._spec)), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None: ...  # a trial's checkpoint lies in its own directory
+
+        def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+    return Trial
+
+
+def progress_actor() -> Any:
+    """An actor that keeps the latest progress of every trial until the driver takes it, and knows all workers."""
+    import ray
+
+    class Progress:
+        def __init__(self) -> None:
+            self._latest: dict[int, dict[str, Any]] = {}
+            self._members: list[Any] = []
+
+        def join(self, worker: Any) -> None:
+            self._members.append(worker)
+
+        def members(self) -> list[Any]:
+            return self._members
+
+        def put(self, number: int, fields: dict[str, Any]) -> None:
+            self._latest[number] = fields
+
+        def take(self) -> dict[int, dict[str, Any]]:
+            latest, self._latest = self._latest, {}
+            return latest
+
+    return ray.remote(num_cpus=0)(Progress).remote()

@@ -1,0 +1,208 @@
+"""Searches on a real Ray cluster: the same answer as inline, and nothing lost whatever dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nasplat.artifacts.run_directory import RunDirectory
+from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Experiment
+from nasplat.search.driver import Result, run_search
+from nasplat.search.events import Event, Progress, Told
+from nasplat.search.history import History
+from nasplat.search.ray_executor import RayExecutor, connect
+from tests.search.ray_cluster import Driver, cluster
+from tests.search.toys import ToySpace, experiment, table
+
+pytestmark = pytest.mark.timeout(240)
+TOYS = "tests.search.toys"
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Any]:
+    """Four nodes with a CPU each."""
+    import ray
+
+    with cluster(4) as own:
+        connect(own.address)  # once: every connection takes seconds
+        yield own
+        ray.shutdown()
+
+
+def search(
+    directory: Path,
+    evaluate: str = "quick",
+    trials: int = 12,
+    address: str | None = None,
+    executor: dict[str, Any] | None = None,
+    on_event: Any = lambda event: None,
+    strategy: str = "random",
+    **sections: Any,
+) -> Result:
+    directory.mkdir(exist_ok=True)
+    name = f"{TOYS}:{evaluate}"
+    run = sections.pop("run", {"workers": 4})
+    chosen = experiment(strategy, trials, run=run, **sections)
+    own = None
+    if address is not None:
+        own = RayExecutor(name, address=address, workers=run["workers"], storage=directory, **(executor or {}))
+    return run_search(
+        chosen, RunDirectory(directory), ToySpace(3), resume=True, evaluate=name, executor=own, on_event=on_event
+    )
+
+
+@pytest.mark.parametrize("strategy", ["random", "gp"])
+def test_a_cluster_fills_the_table_that_one_process_fills(four: Any, tmp_path: Path, strategy: str) -> None:
+    """A result that depends on where it was computed could not be repeated by anyone else."""
+    ray = search(tmp_path / "ray", "slow", address=four.address, strategy=strategy)
+    inline = search(tmp_path / "inline", "slow", strategy=strategy)
+    assert len(ray.history.complete) == 12
+    assert table(ray.history) == table(inline.history)
+
+
+def test_real_trainings_give_the_same_scores_on_a_cluster(four: Any, tmp_path: Path) -> None:
+    """The data set is read once and shared: a wrong copy would be trained on without anybody noticing."""
+    plain = {
+        "name": "small",
+        "space": {"family": "nasbench201", "cells": 1, "channels": 4},
+        "data": {"source": "digits", "train_size": 120},
+        "train": {"steps": 3, "batch_size": 16, "augment": []},
+        "search": {"strategy": "random", "trials": 3},
+    }
+    found = {}
+    for executor in ("inline", "ray"):
+        run = {"executor": executor, "workers": 2, "device": "cpu"}
+        run |= {"address": four.address} if executor == "ray" else {}
+        chosen = Experiment.model_validate({**plain, "run": run})
+        directory = tmp_path / executor
+        directory.mkdir()
+        history = run_search(chosen, RunDirectory(directory)).history
+        found[executor] = {
+            one.digest: {name: value for name, value in one.metrics.items() if "seconds" not in name}
+            for one in history.complete
+        }
+    assert found["ray"] == found["inline"] and len(found["ray"]) == 3
+
+
+def test_early_stopping_pauses_and_goes_on_under_ray(four: Any, tmp_path: Path) -> None:
+    """Tune's own schedulers refuse several metrics."""
+    stopping = {"early_stopping": {"rule": "halving", "bracket": 6}}
+    ray = search(tmp_path / "ray", "stepwise", address=four.address, search=stopping)
+    inline = search(tmp_path / "inline", "stepwise", search=stopping)
+    assert {"stopped", "complete"} == {one.state for one in ray.history}
+    assert {one.digest for one in ray.history.complete} == {one.digest for one in inline.history.complete}
+    assert all(one.metrics["resumed_at"] > 0 for one in ray.history.complete)
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_run_again_once(four: Any, tmp_path: Path) -> None:
+    """One dead machine must not cost a candidate; a candidate that kills its worker must not run for ever."""
+    result = search(tmp_path, "suicidal", trials=4, address=four.address, search={"seed": 5})
+    for one in result.history:
+        always = one.values["op0"] == "none"
+        assert one.state == ("failed" if always else "complete")
+        if always:
+            assert "died 2 times" in one.reason
+    assert {one.state for one in result.history} == {"complete", "failed"}
+
+
+def test_a_node_dies_and_another_joins(four: Any, tmp_path: Path) -> None:
+    """Spot instances do that every day."""
+    lost = four.add_node(num_cpus=1)
+    told = 0
+
+    def disturb(event: Event) -> None:
+        nonlocal told
+        if isinstance(event, Told):
+            told += 1
+            if told == 5:
+                four.remove_node(lost, allow_graceful=False)
+                four.add_node(num_cpus=1)
+
+    ray = search(tmp_path / "ray", "slow", trials=25, address=four.address, run={"workers": 5}, on_event=disturb)
+    inline = search(tmp_path / "inline", "slow", trials=25, run={"workers": 5})
+    assert told == 25
+    assert table(ray.history) == table(inline.history)
+
+
+def test_a_trial_that_hangs_is_ended(four: Any, tmp_path: Path) -> None:
+    """It would hold its part of the cluster until somebody looks."""
+    limit, events = {"trial_seconds": 2.0}, []
+    result = search(
+        tmp_path,
+        "eternal",
+        trials=5,
+        address=four.address,
+        executor=limit,
+        search={"seed": 5},
+        on_event=events.append,
+    )
+    assert any(isinstance(event, Progress) for event in events)  # until then it could be watched
+    for one in result.history:
+        assert one.state == ("failed" if one.values["op0"] == "none" else "complete")
+        if one.state == "failed":
+            assert "longer than run.trial_seconds = 2" in one.reason
+    assert {one.state for one in result.history} == {"complete", "failed"}
+
+
+def test_what_concerns_all_trials_ends_the_search_with_its_advice(four: Any, tmp_path: Path) -> None:
+    """Without it a hundred candidates fail because a folder is not mounted."""
+    with pytest.raises(NasplatError, match="the folder of images is gone") as caught:
+        search(tmp_path, "no_data", address=four.address)
+    assert caught.value.advice == "mount it again"
+    with pytest.raises(NasplatError, match="no function 'nothing'"):
+        search(tmp_path / "other", "nothing", address=four.address, executor={})
+
+
+def test_a_cluster_that_is_not_there_or_too_small_is_told(four: Any, tmp_path: Path) -> None:
+    """Ray waits without a word."""
+    started = time.monotonic()
+    with pytest.raises(NasplatError, match=r"no Ray cluster at 127\.0\.0\.1:9") as caught:
+        search(tmp_path, address="127.0.0.1:9")
+    assert "scripts/ray_cluster" in caught.value.advice and time.monotonic() - started < 30
+    with pytest.raises(NasplatError, match="asks for 9 CPU, and the nodes have 1 CPU; 1 CPU"):
+        search(tmp_path, address=four.address, executor={"cpus": 9})
+    with pytest.raises(NasplatError, match=r"0\.5 GPU"):
+        search(tmp_path, address=four.address, executor={"gpus": 0.5})
+
+
+SETTINGS = {"workers": 2, "experiment": {"strategy": "random", "trials": 40}}
+
+
+def finished(directory: Path) -> History:
+    """What a search left, and how often each trial ran to its end."""
+    found = search(directory, "slow", trials=40, run={"workers": 2})
+    return found.history
+
+
+def test_a_killed_driver_goes_on(four: Any, tmp_path: Path) -> None:
+    """The machine on which the search was started is one like any other."""
+    first = Driver(tmp_path / "killed", four.address, SETTINGS, f"{TOYS}:slow")
+    first.wait_for_records(8)
+    first.kill()
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("trials/*/record.json")}
+    second = Driver(tmp_path / "killed", four.address, SETTINGS, f"{TOYS}:slow")
+    assert second.process.wait(120) == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished trial was run again"
+    undisturbed = search(tmp_path / "undisturbed", "slow", trials=40, run={"workers": 2})
+    assert table(finished(tmp_path / "killed")) == table(undisturbed.history)
+
+
+def test_a_killed_head_ends_the_search_and_a_new_one_finishes_it(tmp_path: Path) -> None:
+    """With the head the whole cluster is gone; the study is not."""
+    directory = tmp_path / "run"
+    with cluster(2) as own:
+        driver = Driver(directory, own.address, SETTINGS, f"{TOYS}:slow")
+        driver.wait_for_records(6)
+        own.head_node.kill_all_processes(check_alive=False)
+        assert driver.process.wait(120) != 0
+    assert 6 <= driver.records() < 40
+    with cluster(2) as own:
+        driver = Driver(directory, own.address, SETTINGS, f"{TOYS}:slow")
+        assert driver.process.wait(120) == 0
+    undisturbed = search(tmp_path / "undisturbed", "slow", trials=40, run={"workers": 2})
+    assert table(finished(directory)) == table(undisturbed.history)
