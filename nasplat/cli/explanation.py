@@ -19,7 +19,8 @@ def explanation(event: Event) -> str | None:
         case events.Asked(proposal=proposal):
             return f"trial {proposal.number} {proposal.digest[:8]}: {_chosen(proposal)}"
         case events.Started(proposal=proposal, share=share) if proposal.rung:
-            return f"trial {proposal.number}: among the best of its rung, trained on to {share:.0%}"
+            why = "a known network" if proposal.landmark else "among the best of its rung"
+            return f"trial {proposal.number}: {why}, trained on to {share:.0%}"
         case events.Judged(proposal=proposal, share=share):
             return f"trial {proposal.number}: paused after {share:.0%} of its training with {_measured(proposal)}"
         case events.Told(proposal=proposal) if proposal.state == "complete":

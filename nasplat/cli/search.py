@@ -105,13 +105,15 @@ def _print_stopped(console: Console, directory: Path) -> None:
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
+    from nasplat.artifacts.metric_names import counted
     from nasplat.cli.live import front_table
     from nasplat.cli.numbers import duration
     from nasplat.core.rank_correlation import table_text
 
     console.print()
     if outcome.front:
-        print_table(console, front_table(outcome.front, outcome.goals, f"front of {outcome.complete} candidates"))
+        title = f"front: {len(outcome.front)} of {counted(outcome.complete, 'candidate')}"
+        print_table(console, front_table(outcome.front, outcome.goals, title))
     else:
         console.print("no candidate was evaluated to its end, so there is no front", style="yellow")
     if outcome.ranking:

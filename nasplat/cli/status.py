@@ -38,7 +38,9 @@ def status(
     if found.front:
         scores = [Score(one.architecture, one.metrics, {"number": one.number}) for one in found.front]
         console.print()
-        print_table(console, front_table(scores, found.goals, f"front of {len(found.run.candidates)} candidates"))
+        print_table(
+            console, front_table(scores, found.goals, f"front: {len(scores)} of {len(found.run.candidates)} candidates")
+        )
     if found.process is None:
         console.print()
         if found.done:

@@ -222,7 +222,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _a_table_has_no_curves(self) -> Experiment:
         if self.tabular and (self.search.early_stopping or self.search.screen):
-            raise ValueError("a tabular space has no training to stop early, and no networks to screen")
+            raise ValueError("a table answers without training: leave out search.early_stopping and search.screen")
         return self
 
     @model_validator(mode="after")

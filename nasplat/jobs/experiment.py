@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nasplat.core.cost import COSTS
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Experiment, Train
 from nasplat.jobs.command import command
@@ -109,11 +110,18 @@ def _check_metrics(experiment: Experiment, source: YamlFile) -> None:
     # A function of the user's own may measure several things under names of its own.
     if any(":" in name for name in (*score.maximise, *score.minimise, score.probe or "")):
         return
+    if experiment.tabular:
+        table = experiment.space.get("metrics") if isinstance(experiment.space, dict) else None
+        known, others = tuple(table or ()), "the metrics of the table; see space.metrics"
+        if isinstance(experiment.space, dict) and experiment.space.get("network"):
+            known += tuple(name for name in COSTS if name not in known)
+    else:
+        known, others = METRICS, "or module:function of your own"
     for location, name in places:
-        if name not in METRICS:
+        if name not in known:
             raise NasplatError(
                 f"{source.place(location)}: {dotted(location[:2])}: there is no metric {name!r}",
-                f"{nearest(name, METRICS)}allowed: {', '.join(METRICS)}, or module:function of your own",
+                f"{nearest(name, known)}allowed: {', '.join(known)}, {others}",
             )
 
 

@@ -104,6 +104,9 @@ def _node(schema: Mapping[str, Any], location: Location) -> Mapping[str, Any]:
             else:
                 extra = node.get("additionalProperties")
                 node = node.get("properties", {}).get(key) or (extra if isinstance(extra, dict) else {})
+        sections = [branch for branch in node.get("anyOf", ()) if "$ref" in branch]
+        if len(sections) == 1:  # a section that may be left out
+            node = sections[0]
         while "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node
@@ -121,8 +124,17 @@ def _expected(schema: Mapping[str, Any], location: Location) -> str:
     node = _node(schema, location)
     branches = [branch for branch in node.get("anyOf", [node]) if branch.get("type") != "null"]
     words = " or ".join(_words(branch) for branch in branches)
+    if "properties" in node:
+        keys = ", ".join(node["properties"])
+        required = node.get("required", ["KEY"])[0]
+        return f"a section with keys ({keys}), for instance {{{required}: {_example(node, required)}}}"
     description = node.get("description")
     return f"{words} ({description})" if description else words
+
+
+def _example(node: Mapping[str, Any], key: str) -> str:
+    options = node["properties"].get(key, {}).get("enum", ["…"])
+    return str(options[0])
 
 
 def _words(node: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from nasplat.core.space import SearchSpace
 from nasplat.search.constraints import excess
 from nasplat.search.events import Asked, FrontChanged, Judged, Message, OnEvent, Progress, Started, Told
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
-from nasplat.search.history import History, Proposal, counts, goals_of
+from nasplat.search.history import History, Proposal, goals_of
 from nasplat.search.processes import ProcessExecutor
 from nasplat.search.propose import Exhausted, drafted, propose
 from nasplat.search.records import Evaluate, Record, TrialSpec, read_record
@@ -106,7 +106,9 @@ def run_search(
         if study.cut:
             on_event(Message("the study's last record was incomplete, as after a crash, and was cut off", warning=True))
         strategy = strategy or make_strategy(search.strategy, search.options)
-        executor = executor or make_executor(experiment, run.root, evaluate)
+        executor = executor or make_executor(
+            experiment, run.root, evaluate, lambda text: on_event(Message(text, warning=True))
+        )
         now = True
         try:
             result = _Search(experiment, run, space, study, strategy, executor, on_event, interrupts).run()
@@ -136,13 +138,19 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def make_executor(experiment: Experiment, root: Path, evaluate: str | Evaluate | None = None) -> Executor:
+def make_executor(
+    experiment: Experiment,
+    root: Path,
+    evaluate: str | Evaluate | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Executor:
     """The executor that the experiment names.
 
     Args:
         experiment: with its space resolved to plain data.
         root: the run directory.
         evaluate: in place of training and judging, or of looking up in the table of a tabular space.
+        warn: is told what a person should know of the cluster.
     """
     evaluate = evaluate or (LOOK_UP if experiment.tabular else TRAIN_AND_JUDGE)
     run = experiment.run
@@ -161,6 +169,7 @@ def make_executor(experiment: Experiment, root: Path, evaluate: str | Evaluate |
         trial_seconds=run.trial_seconds,
         storage=root,
         data=None if experiment.tabular else experiment.data,
+        warn=warn,
     )
 
 
@@ -278,16 +287,18 @@ class _Search:
         """Whether all that the next proposal may know is known; see `History.before_last`."""
         if self._reason_to_stop() is not None:
             return False
-        begun = [proposal.number for proposal in self.study.history if counts(proposal)]
+        begun = self.study.history.begun
         return self.running.isdisjoint(begun[: max(0, len(begun) - self.hidden)])
 
     def _ask(self) -> None:
-        history = self.rungs.seen(self.study.history.before_last(self.hidden))
-        draft = self._reference() or self._propose(history)
+        known = self.study.history.before_last(self.hidden)
+        draft = self._reference() or self._propose(self.rungs.seen(known))
         if isinstance(draft, Exhausted):
             self.exhausted = True
             self.on_event(Message(f"the search ends early: {draft.reason}", warning=True))
             return
+        if (share := self.rungs.seen_share(known)) < 1 and not draft.landmark and draft.why:
+            draft = replace(draft, why=f"{draft.why} (judged after {share:.0%} of the training)")
         original = None if draft.repeat_of is None else self.study.proposal(draft.repeat_of.number)
         proposal = self.study.ask(replace(draft, repeat_of=original))
         self.on_event(Asked(proposal, draft.architecture))

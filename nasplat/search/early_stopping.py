@@ -82,7 +82,8 @@ def promote(
             return waiting[0], rung + 1
     # Or a small budget would end without anything that was trained to its end.
     for rung in range(len(results) - 1) if last else ():
-        if all(number in results[rung] for number in begun[rung]) and not results[rung + 1]:
+        judged = all(number in results[at] for at in (rung, rung + 1) for number in begun[at])
+        if judged and not best_first(results[rung + 1], goals):
             waiting = [number for number in best_first(results[rung], goals) if number not in begun[rung + 1]]
             if waiting:
                 return waiting[0], rung + 1

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nasplat.core.choice import Values
 from nasplat.core.front import Goal, fronts, losses
 from nasplat.core.space import SearchSpace
-from nasplat.search.history import History
-from nasplat.search.suggestion import Strategy
+from nasplat.search.history import History, Proposal
+from nasplat.search.options import AtLeast1, AtLeast2, Share
+from nasplat.search.suggestion import Strategy, Suggestion
 
 
 def regularised_evolution(
-    population: int = 30, tournament: int = 6, startup: int = 10, crossover: float = 0.0
+    population: AtLeast2 = 30, tournament: AtLeast1 = 6, startup: AtLeast1 = 10, crossover: Share = 0.0
 ) -> Strategy:
     """Mutates the winner of a tournament among the youngest; the oldest die, however good they are.
 
@@ -30,22 +30,27 @@ def regularised_evolution(
     if not 1 <= tournament <= population:
         raise ValueError(f"tournament must lie between 1 and the population ({population}), not {tournament}")
 
-    def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Values:
+    def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Suggestion:
         if len(history.complete) < max(startup, 1):
-            return space.sample(rng).values
+            return Suggestion(space.sample(rng).values, why="random, to begin with")
         alive = history.complete[-population:]
         order = ranking(losses([proposal.metrics for proposal in alive], goals))
         place = {row: position for position, row in enumerate(order)}
 
-        def winner() -> Values:
+        def winner() -> Proposal:
             drawn = rng.choice(len(alive), size=min(tournament, len(alive)), replace=False)
-            return alive[min(drawn.tolist(), key=place.__getitem__)].values
+            return alive[min(drawn.tolist(), key=place.__getitem__)]
 
-        child = space.canonical(winner())
+        parent = winner()
+        child, why = space.canonical(parent.values), f"a mutation of trial {parent.number}"
         if crossover and rng.random() < crossover:
-            child = space.crossover(child, space.canonical(winner()), rng)
+            other = winner()
+            child = space.crossover(child, space.canonical(other.values), rng)
+            why += f" crossed with trial {other.number}"
         mutated = space.mutate(child, rng)
-        return (mutated or space.sample(rng)).values
+        if mutated is None:
+            return Suggestion(space.sample(rng).values, why="random: the space has nothing to mutate")
+        return Suggestion(mutated.values, why=f"{why}, the winner of a tournament of {min(tournament, len(alive))}")
 
     return propose
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from math import log, sqrt
+from typing import Annotated, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from pydantic import Field
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Option
 from nasplat.core.cost import COSTS
+from nasplat.core.errors import NasplatError
 from nasplat.core.front import Goal, losses
 from nasplat.core.space import SearchSpace
 from nasplat.search.history import History, Proposal
 from nasplat.search.local_search import local_search
+from nasplat.search.options import Positive
 from nasplat.search.suggestion import Strategy, Suggestion
 
 FINEST = 1.05
 
 
-def expansion(growth: float = 2.0, cost: str = "macs", target: float | None = None) -> Strategy:
+def expansion(
+    growth: Annotated[float, Field(gt=FINEST)] = 2.0,
+    cost: Literal["macs", "params"] = "macs",
+    target: Positive | None = None,
+) -> Strategy:
     """From the cheapest network upwards: of all axes, the one is grown that pays most at equal cost.
 
     An axis is all choices whose names are equal without their digits: the widths of all stages, the operations of all
@@ -37,10 +45,6 @@ def expansion(growth: float = 2.0, cost: str = "macs", target: float | None = No
         cost: `macs` or `params`.
         target: where a path ends; None: where nothing can grow.
     """
-    if growth <= FINEST:
-        raise ValueError(f"growth must be above {FINEST}, not {growth}")
-    if cost not in ("macs", "params"):
-        raise ValueError(f"cost cannot be {cost!r}: macs or params")
     around = local_search(startup=1)
     shapes: WeakKeyDictionary[SearchSpace, Axes] = WeakKeyDictionary()
 
@@ -77,7 +81,13 @@ class Axes:
 
     def cost(self, architecture: Architecture) -> float:
         if architecture.digest not in self._costs:
-            self._costs[architecture.digest] = self.space.known(architecture)[self._cost]
+            known = self.space.known(architecture)
+            if self._cost not in known:
+                raise NasplatError(
+                    f"expansion goes by {self._cost}, which nothing tells of a candidate before training",
+                    f"say which cost: search.options.cost; known are {', '.join(known) or 'none'}",
+                )
+            self._costs[architecture.digest] = known[self._cost]
         return self._costs[architecture.digest]
 
     def start(self) -> Architecture:
@@ -143,7 +153,8 @@ def path(
         variants = {axis: grown for axis in axes.names if (grown := axes.grown(here, axis, wanted)) is not None}
         for axis, variant in variants.items():
             if variant.digest not in history.by_digest:
-                yield variant, f"grows {axis} to {growth:.3g} times the cost of {here.digest[:8]}"
+                times = axes.cost(variant) / axes.cost(here)
+                yield variant, f"grows {axis}: {times:.1f} times the cost of {here.digest[:8]}"
                 return
         answers = {axis: history.by_digest[variant.digest] for axis, variant in variants.items()}
         if any(one.state == "running" for one in answers.values()):

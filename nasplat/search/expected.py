@@ -28,6 +28,9 @@ def expected(history: History, space: SearchSpace, goals: Sequence[Goal]) -> dic
     for goal in goals:
         if goal.metric not in COSTS:
             sign = -1.0 if goal.direction == "maximize" else 1.0
-            for one, loss in zip(complete, surrogates.condition(space, goal, history).losses, strict=True):
-                found[one.number][goal.metric] = sign * float(loss)
+            for one, loss in zip(
+                history.measured([goal.metric]), surrogates.condition(space, goal, history).losses, strict=True
+            ):
+                if one.number in found:
+                    found[one.number][goal.metric] = sign * float(loss)
     return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy.special import ndtr, ndtri
 
 from nasplat.artifacts.metric_names import counted, text
@@ -12,11 +14,14 @@ from nasplat.core.architecture import Architecture
 from nasplat.core.cost import COSTS
 from nasplat.core.front import Goal, front_indices, fronts, losses
 from nasplat.core.space import SearchSpace
+from nasplat.search.constraints import excess
 from nasplat.search.history import History, Proposal
 from nasplat.search.improvement import free_volume
 from nasplat.search.neighbourhood import Neighbourhood, unseen_sample, walk
+from nasplat.search.options import AtLeast1, AtLeast2
 from nasplat.search.suggestion import Strategy, Suggestion
 from nasplat.search.surrogate import Belief, Surrogates, Warp
+from nasplat.search.within import bounds_of
 
 THRESHOLDS = 128
 SAMPLES = 8
@@ -26,12 +31,12 @@ MOST = 500  # neighbours that are looked at for one proposal
 
 
 def gp(
-    startup: int = 6,
-    elite: int = 10,
-    walks: int = 16,
-    screened: int = 256,
-    again: float = 0.0,
-    reference: Mapping[str, float] | None = None,
+    startup: AtLeast2 = 6,
+    elite: AtLeast1 = 10,
+    walks: AtLeast1 = 16,
+    screened: AtLeast1 = 256,
+    again: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    reference: dict[str, float] | None = None,
 ) -> Strategy:
     """Expected (hypervolume) improvement of a Gaussian process on the table of choices.
 
@@ -50,28 +55,27 @@ def gp(
         reference: the worst value of a metric that is still of interest: the corner of the hypervolume. By default a
             tenth beyond the worst on the front.
     """
-    if startup < 2:
-        raise ValueError(f"startup must be at least 2, not {startup}")
-    if not 0 <= again < 1:
-        raise ValueError(f"again must lie between 0 and 1, not {again}")
     around = Neighbourhood()
     surrogates = Surrogates()
     corner = dict(reference or {})
 
     def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Suggestion:
         seen = history.by_digest
-        if len(history.complete) < startup:
+        names = [goal.metric for goal in goals]
+        measured = history.measured(names)
+        if len(measured) < startup:
             return Suggestion(unseen_sample(seen, space, rng).values, why="random, to begin with")
         pending = tuple(one for one in seen.values() if one.state == "running" and not one.replicate)
-        rows = (*history.complete, *pending)
+        rows = (*measured, *pending)
         modelled = [goal for goal in goals if goal.metric not in COSTS]
         exact = [goal for goal in goals if goal.metric in COSTS]
         known = losses([one.metrics for one in rows], exact)
+        usable = np.array([one.state != "infeasible" for one in rows])
         beliefs = [surrogates.condition(space, goal, history, pending) for goal in modelled]
         believed = np.column_stack([*(belief.losses for belief in beliefs), known])
 
-        front = front_indices(believed)
-        best = _best_rows(believed, front, elite)
+        front = _front_rows(believed, usable)
+        best = _best_rows(believed, front, usable, elite) or _nearest_rows(rows, elite)
         pool = _pool([rows[index] for index in best], seen, space, around, walks, rng)
         if not pool:  # a small space, nearly exhausted
             pool = _pool(rows, seen, space, around, walks, rng)
@@ -81,7 +85,7 @@ def gp(
         gain = _Gain(
             believed[front],
             [belief.warp for belief in beliefs],
-            _corner(believed, front, pool_known, [*modelled, *exact], corner),
+            _corner(believed, front, pool_known, [*modelled, *exact], {**corner, **_bounds(space, goals)}),
             rng,
         )
         codes = [belief.code(pool) for belief in beliefs]
@@ -96,10 +100,10 @@ def gp(
             )
             old = gain(
                 [belief.after_a_run(belief.mean, belief.deviation()) for belief in beliefs],
-                known[: len(history.complete)],
+                known[: len(measured)],
             )
             if old.max() > new.max():
-                one = history.complete[_worth_another_run(beliefs, known[: len(history.complete)], rng)]
+                one = measured[_worth_another_run(beliefs, known[: len(measured)], rng)]
                 why = f"trial {one.number} again, with a new seed: {counted(one.runs, 'run')} may have been luck"
                 return Suggestion(one.values, why=why, again=True)
         chosen = int(np.argmax(exactly))
@@ -130,10 +134,34 @@ def _expected(goal: Goal, belief: Belief, row: int, mean: np.ndarray, deviation:
     return f"{goal.metric} {text(goal.metric, sign * float(middle))} ± {text(goal.metric, float(far - middle))}"
 
 
-def _best_rows(believed: np.ndarray, front: list[int], elite: int) -> list[int]:
-    """Rows of the front, and of the fronts behind it until there are `elite`."""
+def _front_rows(believed: np.ndarray, usable: np.ndarray) -> list[int]:
+    """Rows of the front of those that meet the constraints."""
+    rows = np.flatnonzero(usable)
+    found: list[int] = rows[front_indices(believed[rows])].tolist()
+    return found
+
+
+def _nearest_rows(rows: Sequence[Proposal], elite: int) -> list[int]:
+    """Where nothing meets the constraints yet: what comes nearest to it."""
+    return sorted(range(len(rows)), key=lambda row: excess(rows[row].violations))[:elite]
+
+
+def _bounds(space: SearchSpace, goals: Sequence[Goal]) -> dict[str, float]:
+    """The worst value of each goal that a constraint admits: nothing beyond is an improvement."""
+    constraints = bounds_of(space)
+    found = {}
+    for goal in goals:
+        bounds = constraints.get(goal.metric)
+        worst = None if bounds is None else bounds.min if goal.direction == "maximize" else bounds.max
+        if worst is not None:
+            found[goal.metric] = worst
+    return found
+
+
+def _best_rows(believed: np.ndarray, front: list[int], usable: np.ndarray, elite: int) -> list[int]:
+    """Rows of the front, and of the fronts behind it until there are `elite`; all of them meet the constraints."""
     best = list(front)
-    behind = np.delete(np.arange(len(believed)), front)
+    behind = np.setdiff1d(np.flatnonzero(usable), front)
     for rows in fronts(believed[behind]):
         if len(best) >= elite:
             break
@@ -173,7 +201,7 @@ def _corner(
     Those of the dearest architecture that is known or looked at, for a better network may cost more than the front; of
     what is modelled the worst on the front. Both and a tenth of their range.
     """
-    front = believed[rows]
+    front = believed[rows] if rows else believed
     first = believed.shape[1] - pool_known.shape[1]
     dear = np.vstack([believed[:, first:], pool_known])
     worst = np.concatenate([front[:, :first].max(0), dear.max(0)])
@@ -202,7 +230,7 @@ class _Gain:
         self._front = front[(front < corner).all(1)]
         # With one goal there is no volume to fill: any threshold below the best counts.
         if self._single:
-            self._corner, self._front = front.min(0), front[:0]
+            self._corner, self._front = np.minimum(front.min(0, initial=np.inf), corner), front[:0]
         strata = (np.arange(SAMPLES) + 0.5) / SAMPLES
         self._normal = [ndtri(rng.permutation(strata)) for _ in warps[1:]]
 

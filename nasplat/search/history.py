@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, overload
@@ -58,6 +58,26 @@ class Proposal:
     rungs: tuple[Mapping[str, float], ...] = ()
     landmark: str = ""
 
+    @cached_property
+    def begun(self) -> bool:
+        """Whether it was or is evaluated, and not answered from the record, dropped, or refused by its cost."""
+        if self.state in ("repeat", "screened"):
+            return False
+        return self.state != "infeasible" or self.seconds > 0
+
+    @cached_property
+    def as_proposed(self) -> Proposal:
+        """The proposal with nothing but what was known when it was made."""
+        return replace(
+            self,
+            state="running" if self.repeat_of is None else "repeat",
+            metrics={name: value for name, value in self.metrics.items() if name in COSTS},
+            violations={key: value for key, value in self.violations.items() if key.rpartition(".")[0] in COSTS},
+            reason="",
+            seconds=0.0,
+            rungs=(),
+        )
+
 
 class History(Sequence[Proposal]):
     """Proposals in the order in which they were asked for. Immutable."""
@@ -97,6 +117,18 @@ class History(Sequence[Proposal]):
                 runs.setdefault(proposal.digest, []).append(proposal)
         return tuple(found[0] if len(found) == 1 else _mean(found) for found in runs.values())
 
+    def measured(self, metrics: Collection[str]) -> tuple[Proposal, ...]:
+        """Candidates of which all these metrics are known: the complete ones, and those that a constraint refused only
+        after they were measured."""
+        refused = [
+            one
+            for one in self._proposals
+            if one.state == "infeasible" and one.seconds > 0 and all(name in one.metrics for name in metrics)
+        ]
+        if not refused:
+            return self.complete
+        return tuple(sorted((*self.complete, *refused), key=lambda one: one.number))
+
     @cached_property
     def runs(self) -> Mapping[str, tuple[Proposal, ...]]:
         """By digest the evaluations of every architecture that was evaluated more than once."""
@@ -109,14 +141,19 @@ class History(Sequence[Proposal]):
     @cached_property
     def evaluated(self) -> int:
         """Distinct architectures whose evaluation was begun: what a budget in trials counts."""
-        return sum(1 for proposal in self._proposals if counts(proposal))
+        return len(self.begun)
+
+    @cached_property
+    def begun(self) -> tuple[int, ...]:
+        """Numbers of the proposals that were evaluated or are running."""
+        return tuple(proposal.number for proposal in self._proposals if proposal.begun)
 
     @cached_property
     def barren(self) -> int:
         """How many of the last proposals in a row needed no evaluation: repeats, and violated constraints."""
         length = 0
         for proposal in reversed(self._proposals):
-            if counts(proposal) or proposal.state == "screened":
+            if proposal.begun or proposal.state == "screened":
                 break
             length += 1
         return length
@@ -127,41 +164,19 @@ class History(Sequence[Proposal]):
         It depends on the order of the proposals alone, not on which result came in first: so a strategy proposes the
         same whatever runs the trials, and however long each takes.
         """
-        begun = [proposal.number for proposal in self._proposals if counts(proposal)]
-        late = set(begun[len(begun) - hidden :]) if hidden else set()
-        return History((_unknown(one, late) for one in self._proposals), self.next_number)
+        if not hidden:
+            return self
+        late = set(self.begun[-hidden:])
+        return History(
+            (one.as_proposed if one.number in late or one.repeat_of in late else one for one in self._proposals),
+            self.next_number,
+        )
 
 
 def _mean(runs: Sequence[Proposal]) -> Proposal:
     common = [name for name in runs[0].metrics if all(name in one.metrics for one in runs)]
     metrics = {name: sum(one.metrics[name] for one in runs) / len(runs) for name in common}
     return replace(runs[0], metrics=metrics, runs=len(runs))
-
-
-def _unknown(proposal: Proposal, late: Container[int]) -> Proposal:
-    """A proposal with nothing but what was known when it was made, where it or its original is among the late ones."""
-    if proposal.number in late:
-        state: State = "running"
-    elif proposal.repeat_of in late:
-        state = "repeat"
-    else:
-        return proposal
-    return replace(
-        proposal,
-        state=state,
-        metrics={name: value for name, value in proposal.metrics.items() if name in COSTS},
-        violations={key: value for key, value in proposal.violations.items() if key.rpartition(".")[0] in COSTS},
-        reason="",
-        seconds=0.0,
-        rungs=(),
-    )
-
-
-def counts(proposal: Proposal) -> bool:
-    """Whether the proposal was evaluated, and not answered from the record or refused by its cost."""
-    if proposal.state in ("repeat", "screened"):
-        return False
-    return proposal.state != "infeasible" or proposal.seconds > 0
 
 
 def goals_of(score: experiment.Score) -> tuple[Goal, ...]:

@@ -10,10 +10,11 @@ from nasplat.core.front import Goal, fronts, losses
 from nasplat.core.space import SearchSpace
 from nasplat.search.history import History
 from nasplat.search.neighbourhood import Neighbourhood, unseen_sample
+from nasplat.search.options import AtLeast1
 from nasplat.search.suggestion import Strategy, Suggestion
 
 
-def local_search(startup: int = 10) -> Strategy:
+def local_search(startup: AtLeast1 = 10) -> Strategy:
     """A new neighbour of the best candidate that has one left; with several goals, of one on the front.
 
     Where all neighbours of the best are known it is a local optimum, and the search goes on around the next best, so
@@ -22,8 +23,6 @@ def local_search(startup: int = 10) -> Strategy:
     Args:
         startup: random candidates first.
     """
-    if startup < 1:
-        raise ValueError(f"startup must be at least 1, not {startup}")
     around = Neighbourhood()
 
     def propose(history: History, space: SearchSpace, goals: Sequence[Goal], rng: np.random.Generator, /) -> Suggestion:

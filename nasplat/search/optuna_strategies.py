@@ -16,10 +16,11 @@ from nasplat.core.front import Goal
 from nasplat.core.space import SearchSpace
 from nasplat.search.encoding import decode, distributions, encode
 from nasplat.search.history import History, Proposal
+from nasplat.search.options import AtLeast1, AtLeast2, Share
 from nasplat.search.suggestion import Strategy, Suggestion
 
 
-def tpe(startup: int = 10, candidates: int = 24) -> Strategy:
+def tpe(startup: AtLeast1 = 10, candidates: AtLeast1 = 24) -> Strategy:
     """Tree-structured Parzen estimator, multivariate and grouped (Bergstra et al., 2011; Falkner et al., 2018).
 
     Args:
@@ -38,7 +39,7 @@ def tpe(startup: int = 10, candidates: int = 24) -> Strategy:
     )
 
 
-def optuna_gp(startup: int = 10) -> Strategy:
+def optuna_gp(startup: AtLeast1 = 10) -> Strategy:
     """Gaussian process with (expected hypervolume) improvement; about half a second a proposal at 80 trials.
 
     Args:
@@ -47,7 +48,7 @@ def optuna_gp(startup: int = 10) -> Strategy:
     return from_sampler(lambda seed: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False))
 
 
-def nsga2(population: int = 20, mutation: float | None = None, crossover: float = 0.9) -> Strategy:
+def nsga2(population: AtLeast2 = 20, mutation: Share | None = None, crossover: Share = 0.9) -> Strategy:
     """NSGA-II (Deb et al., 2002).
 
     Args:
@@ -91,7 +92,7 @@ def from_sampler(make: Callable[[int], BaseSampler]) -> Strategy:
         trial = study.ask(fixed_distributions=table)
         # NSGA-II finds its generations again; TPE's own copy of the parameters would only fill the storage.
         notes = {key: value for key, value in storage.asked.system_attrs.items() if key.endswith(":generation")}
-        return Suggestion(decode(space, trial.params), notes)
+        return Suggestion(decode(space, trial.params), notes, why=f"asked of Optuna's {type(sampler).__name__}")
 
     return propose
 

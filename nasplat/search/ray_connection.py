@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nasplat.core.errors import NasplatError
@@ -25,7 +26,7 @@ _QUIET = {
 
 
 def connect(address: str | None, cpus: float = 1) -> bool:
-    """Connects to a cluster, or starts Ray on this machine, its ports bound to loopback.
+    """Connects to a cluster, or starts Ray on this machine: without a dashboard, and for whoever has its token alone.
 
     Returns:
         Whether this call connected, and so whoever called it has to disconnect.
@@ -35,6 +36,8 @@ def connect(address: str | None, cpus: float = 1) -> bool:
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    if (Path.home() / ".ray/auth_token").is_file():  # Ray looks for it only when it starts a cluster itself
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:

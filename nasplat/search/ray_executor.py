@@ -14,8 +14,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,13 +25,15 @@ from nasplat.core.experiment import Data
 from nasplat.search.executors import Finished, OnTrialProgress
 from nasplat.search.ray_connection import connect, in_words, node_resources
 from nasplat.search.ray_worker import progress_actor, trainable
-from nasplat.search.records import Evaluate, Record, TrialSpec, read_record, write_record
+from nasplat.search.records import Evaluate, Record, TrialSpec, read_record, remove_record, write_record
 
 if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
 ATTEMPTS = 2
 JOIN_SECONDS = 30.0
+STARVED_SECONDS = 20.0
+MOST_ON_A_GPU = 16
 TUNE = ".tune"
 
 
@@ -45,10 +48,13 @@ class RayExecutor:
         address: of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; None starts Ray on this machine.
         workers: trials at once.
         cpus: of each trial.
-        gpus: share of a GPU of each trial; `auto` takes a whole one where the cluster has any.
+        gpus: share of a GPU of each trial. `auto` takes a whole one where the cluster has any, and from the first that
+            ends on, the share whose memory that one needed. A trial that then runs out of memory is run once more with
+            a whole GPU.
         trial_seconds: the longest that a trial may take.
         storage: the run directory.
         data: what the trials train on; it is read here, and each node holds one copy for all its workers.
+        warn: is told when trials wait and none runs.
 
     Raises:
         NasplatError: Ray is not installed, there is no cluster at the address, or no node can hold a trial.
@@ -65,25 +71,29 @@ class RayExecutor:
         trial_seconds: float | None = None,
         storage: Path,
         data: Data | None = None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.slots = workers
         self._owns_ray = connect(address, workers * cpus)
         nodes = node_resources()
         share = float(any(node.get("GPU", 0) for node in nodes)) if gpus == "auto" else float(gpus)
-        self._asked = {"CPU": float(cpus), "GPU": share}
-        if not any(all(node.get(kind, 0) >= amount for kind, amount in self._asked.items()) for node in nodes):
+        asked = {"CPU": float(cpus), "GPU": share}
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in asked.items()) for node in nodes):
             self._disconnect()
             raise NasplatError(
-                f"no node of the Ray cluster can hold a trial: it asks for {in_words(self._asked)}, and the nodes have "
+                f"no node of the Ray cluster can hold a trial: it asks for {in_words(asked)}, and the nodes have "
                 + ("; ".join(in_words(node) for node in nodes) or "nothing"),
                 "lower run.threads or run.gpus, or add a node",
             )
+        self._cpus, self._gpus, self._measure = float(cpus), share, gpus == "auto" and share > 0
+        self._warn, self._moved = warn, time.monotonic()
+        self._begun: set[int] = set()
+        self._alone: set[int] = set()  # trials that were given a whole GPU
         self._trial_seconds = trial_seconds
         self._folder = Path(storage).resolve() / TUNE
         self._handout = _Handout()
         self._progress = progress_actor()
         self._running: dict[int, TrialSpec] = {}
-        self._last = time.monotonic()
         name = evaluate if isinstance(evaluate, str) else f"{evaluate.__module__}:{evaluate.__qualname__}"
         fixed = {
             "evaluate": name,
@@ -95,22 +105,21 @@ class RayExecutor:
         self._thread.start()
 
     def submit(self, spec: TrialSpec) -> None:
+        # Workers have another current folder.
+        spec = replace(spec, directory=str(Path(spec.directory).resolve()))
         self._running[spec.number] = spec
-        self._handout.give(spec)
+        self._handout.give(spec, self._gpus)
 
     def wait(self, timeout: float, on_progress: OnTrialProgress) -> list[Finished]:
         finished: list[Finished] = []
         until = time.monotonic() + timeout
-        while not finished:
+        while True:
+            left = 0.0 if finished else max(0.0, until - time.monotonic())  # with one, only what else is there
             try:
-                finished.append(self._result(*self._handout.results.get(timeout=max(0.0, until - time.monotonic()))))
+                result = self._result(*self._handout.results.get(timeout=left))
             except queue.Empty:
                 break
-        while True:  # what else is there
-            try:
-                finished.append(self._result(*self._handout.results.get_nowait()))
-            except queue.Empty:
-                break
+            finished += [] if result is None else [result]
         self._tell_progress(on_progress)
         if not self._thread.is_alive() and not finished and self._running:
             raise NasplatError("the Ray cluster is gone", "start it again, and go on with --resume")
@@ -138,13 +147,16 @@ class RayExecutor:
     def _tune(self, fixed: Mapping[str, Any]) -> None:
         from ray import tune
 
+        self_cpus = self._cpus  # Tune pickles the function below, and could not this object
         try:
             tune.run(
-                tune.with_parameters(trainable(), fixed=fixed),
+                tune.with_resources(
+                    tune.with_parameters(trainable(), fixed=fixed),
+                    lambda config: tune.PlacementGroupFactory([{"CPU": self_cpus, "GPU": config["gpus"]}]),
+                ),
                 name=uuid.uuid4().hex[:8],
                 search_alg=searcher(self._handout),
                 num_samples=-1,
-                resources_per_trial={"cpu": self._asked["CPU"], "gpu": self._asked["GPU"]},
                 max_failures=ATTEMPTS - 1,
                 reuse_actors=True,
                 raise_on_failed_trial=False,
@@ -154,15 +166,25 @@ class RayExecutor:
                 verbose=0,
             )
         except BaseException as error:
-            self._handout.results.put((-1, {"error": (f"Ray Tune ended: {error}", "go on with --resume")}, True))
+            self._handout.results.put((-1, {"error": (f"Ray Tune ended: {error}", "go on with --resume")}))
 
-    def _result(self, number: int, result: Mapping[str, Any] | None, failed: bool) -> Finished:
+    def _result(self, number: int, result: Mapping[str, Any] | None) -> Finished | None:
+        """What became of a trial; None where it is run again."""
         if result and "error" in result:
             raise NasplatError(*result["error"])
-        spec = self._running.pop(number)
+        spec = self._running[number]
         if result and "record" in result:
-            return Finished(number, Record(**json.loads(result["record"])))
-        record = read_record(Path(spec.directory), spec.until)
+            record: Record | None = Record(**json.loads(result["record"]))
+            if self._measure and result["memory"]:
+                self._gpus, self._measure = fitting_share(result["memory"]), False
+        else:
+            record = read_record(Path(spec.directory), spec.until)
+        if record and out_of_memory(record) and 0 < self._gpus < 1 and number not in self._alone:
+            self._alone.add(number)
+            remove_record(Path(spec.directory), spec.until)
+            self._handout.give(spec, 1.0)
+            return None
+        del self._running[number]
         if record is None:
             record = Record("failed", reason=f"its worker died {ATTEMPTS} times", seconds=self._trial_seconds or 0.0)
             directory = Path(spec.directory)
@@ -175,24 +197,44 @@ class RayExecutor:
 
         with suppress(ray.exceptions.RayError):
             for number, fields in ray.get(self._progress.take.remote(), timeout=5).items():
-                if number in self._running:
+                self._begun.add(number)
+                if number in self._running and fields is not None:
                     on_progress(number, fields)
+        if not self._running or not self._begun.isdisjoint(self._running):
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > STARVED_SECONDS:
+            asked = in_words({"CPU": self._cpus, "GPU": self._gpus})
+            free = in_words({kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")})
+            self._warn(f"no trial runs: each asks for {asked}, and {free} of the cluster is free")
+            self._moved = float("inf")  # once is enough
+
+
+def out_of_memory(record: Record) -> bool:
+    return record.state == "infeasible" and "out of memory" in record.reason
+
+
+def fitting_share(memory: float) -> float:
+    """The share of a GPU, one of so many parts, for a trial that needed this share of its memory.
+
+    With a quarter to spare: candidates differ.
+    """
+    return 1 / max(1, min(MOST_ON_A_GPU, int(1 / (memory * 1.25))))
 
 
 class _Handout:
     """What the driver submitted, for the searcher to take; what came back, for the driver."""
 
     def __init__(self) -> None:
-        self.results: queue.Queue[tuple[int, Mapping[str, Any] | None, bool]] = queue.Queue()
-        self._waiting: deque[TrialSpec] = deque()
+        self.results: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
+        self._waiting: deque[tuple[TrialSpec, float]] = deque()
         self._changed = threading.Condition()
         self._numbers: dict[str, int] = {}
         self._closed = False
         self.abandoned = False
 
-    def give(self, spec: TrialSpec) -> None:
+    def give(self, spec: TrialSpec, gpus: float) -> None:
         with self._changed:
-            self._waiting.append(spec)
+            self._waiting.append((spec, gpus))
             self._changed.notify()
 
     def close(self, now: bool) -> None:
@@ -200,8 +242,11 @@ class _Handout:
             self._closed, self.abandoned = True, now
             self._changed.notify()
 
-    def take(self, trial_id: str) -> TrialSpec | Literal["closed"] | None:
-        """The next specification. With nothing running it is waited for: Tune would look once a second only."""
+    def take(self, trial_id: str) -> tuple[TrialSpec, float] | Literal["closed"] | None:
+        """The next specification and its share of a GPU.
+
+        With nothing running it is waited for: Tune would look once a second only.
+        """
         with self._changed:
             if self.abandoned:
                 raise InterruptedError("the driver ended the search")  # there is no other way to end Tune at once
@@ -211,14 +256,13 @@ class _Handout:
                 return "closed"
             if not self._waiting:
                 return None
-            spec = self._waiting.popleft()
-            self._numbers[trial_id] = spec.number
-            return spec
+            self._numbers[trial_id] = self._waiting[0][0].number
+            return self._waiting.popleft()
 
-    def put(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
+    def put(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
         with self._changed:
             number = self._numbers.pop(trial_id)
-        self.results.put((number, result, failed))
+        self.results.put((number, result))
 
 
 def searcher(handout: _Handout) -> Searcher:
@@ -227,13 +271,13 @@ def searcher(handout: _Handout) -> Searcher:
 
     class FromTheDriver(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            spec = handout.take(trial_id)
-            if spec == "closed":
+            taken = handout.take(trial_id)
+            if taken == "closed":
                 return Searcher.FINISHED
-            return None if spec is None else {"spec": json.dumps(spec.to_json())}  # type: ignore[union-attr]
+            return None if taken is None else {"spec": json.dumps(taken[0].to_json()), "gpus": taken[1]}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            handout.put(trial_id, None if error else result, error)
+            handout.put(trial_id, None if error else result)
 
         def save(self, checkpoint_path: str) -> None: ...  # the study is the state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -46,15 +47,16 @@ class Worker:
             self._error = (error.message, error.advice)
 
     def run(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """`record` as JSON; or `error`, message and advice of what concerns all trials."""
+        """`record` as JSON, and `memory` as in `memory_share`; or `error`: message and advice of what concerns all."""
         if self._error is not None:
             return {"error": self._error}
         trial = TrialSpec(**spec)
+        self._progress.put.remote(trial.number, None)  # it has begun
         deadline = self._deadline(trial)
         try:
             with log_of(Path(trial.directory)):
                 record = run_trial(self._evaluate, trial, self._reporter(trial.number))
-            return {"record": json.dumps(record.to_json())}
+            return {"record": json.dumps(record.to_json()), "memory": memory_share()}
         except NasplatError as error:
             return {"error": (error.message, error.advice)}
         finally:
@@ -91,6 +93,16 @@ class Worker:
         return report
 
 
+def memory_share() -> float:
+    """The share of the GPU's memory that this process has needed so far; 0 without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    # What torch reserved is in it, and the half gigabyte of a CUDA context is, too.
+    return float((total - free) / total)
+
+
 def trainable() -> type[Any]:
     """What an actor is: it imports the evaluation once, and runs one trial after the other."""
     from ray.tune import Trainable
@@ -120,7 +132,7 @@ def progress_actor() -> Any:
 
     class Progress:
         def __init__(self) -> None:
-            self._latest: dict[int, dict[str, Any]] = {}
+            self._latest: dict[int, dict[str, Any] | None] = {}
             self._members: list[Any] = []
 
         def join(self, worker: Any) -> None:
@@ -129,10 +141,10 @@ def progress_actor() -> Any:
         def members(self) -> list[Any]:
             return self._members
 
-        def put(self, number: int, fields: dict[str, Any]) -> None:
+        def put(self, number: int, fields: dict[str, Any] | None) -> None:
             self._latest[number] = fields
 
-        def take(self) -> dict[int, dict[str, Any]]:
+        def take(self) -> dict[int, dict[str, Any] | None]:
             latest, self._latest = self._latest, {}
             return latest
 

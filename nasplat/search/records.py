@@ -146,5 +146,10 @@ def write_record(directory: Path, record: Record, until: float = 1.0) -> None:
     write_json(directory / _record_file(until), record.to_json())
 
 
+def remove_record(directory: Path, until: float = 1.0) -> None:
+    """Lets a trial run again."""
+    (directory / _record_file(until)).unlink(missing_ok=True)
+
+
 def _record_file(until: float) -> str:
     return RECORD_FILE if until >= 1 else f"record-{until:.4f}.json"

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from nasplat.core.choice import Choice, Values
 from nasplat.core.front import Goal, losses
 from nasplat.core.space import SearchSpace
 from nasplat.search.evolution import ranking
 from nasplat.search.history import History, Proposal
+from nasplat.search.options import AtLeast1, AtLeast2, Positive, Share
 from nasplat.search.suggestion import Strategy, Suggestion
 
 WINDOW = 64
 
 
 def reinforce(
-    rollouts: int = 8, lr: float = 0.5, clip: float = 0.2, epochs: int = 4, entropy: float = 0.02, decay: float = 0.9
+    rollouts: AtLeast2 = 8,
+    lr: Positive = 0.5,
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+    epochs: AtLeast1 = 4,
+    entropy: Share = 0.02,
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9,
 ) -> Strategy:
     """A policy with a softmax for every choice, updated by PPO (Schulman et al., 2017) after every batch of rollouts.
 
@@ -35,10 +43,6 @@ def reinforce(
         entropy: weight of the bonus that keeps the policy from settling too soon.
         decay: of the running average.
     """
-    if rollouts < 2:
-        raise ValueError(f"rollouts must be at least 2, not {rollouts}")
-    if not 0 < clip < 1 or lr <= 0 or epochs < 1 or not 0 <= decay < 1:
-        raise ValueError("lr must be above 0, clip within 0 and 1, epochs at least 1, decay within 0 and below 1")
     updates = Updates(lr, clip, epochs, entropy, decay)
     replayed: list[tuple[object, Policy]] = []  # what an update was made of, and the policy after it
 

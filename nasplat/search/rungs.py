@@ -8,7 +8,7 @@ from dataclasses import replace
 from nasplat.core.experiment import EarlyStopping
 from nasplat.core.front import Goal
 from nasplat.search.early_stopping import RULES, rung_shares
-from nasplat.search.history import History, Proposal, counts
+from nasplat.search.history import History, Proposal
 
 FEWEST = 8
 
@@ -40,7 +40,7 @@ class Rungs:
         for one in self.paused(history):
             if one.landmark:  # it stands on the picture beside the front, and so is always trained to its end
                 return one.number, one.rung + 1
-        begun_trials = [one for one in history if counts(one)]
+        begun_trials = [one for one in history if one.begun]
         results = [
             {one.number: self._judged(one, rung) for one in begun_trials if self._is_judged(one, rung)}
             for rung in range(len(self.shares))
@@ -64,13 +64,18 @@ class Rungs:
         """
         if len(self.shares) == 1:
             return history
-        for rung in reversed(range(len(self.shares))):
-            if (
-                sum(self._is_judged(one, rung) and bool(self._judged(one, rung)) for one in history) >= FEWEST
-                or not rung
-            ):
-                return History((self._at(one, rung) for one in history), history.next_number)
-        return history
+        rung = self._seen(history)
+        return History((self._at(one, rung) for one in history), history.next_number)
+
+    def seen_share(self, history: History) -> float:
+        """The share of the training after which `seen` shows the trials."""
+        return self.shares[self._seen(history)]
+
+    def _seen(self, history: History) -> int:
+        for rung in range(len(self.shares) - 1, 0, -1):
+            if sum(self._is_judged(one, rung) and bool(self._judged(one, rung)) for one in history) >= FEWEST:
+                return rung
+        return 0
 
     def _at(self, proposal: Proposal, rung: int) -> Proposal:
         if proposal.state not in ("running", "complete", "stopped"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PREDICTOR = "predictor"
 GROWTH = 1.25  # the predictor is fitted anew whenever there are so many times more results
+FEWEST_RIVALS = 5
 PATIENCE = 5  # times as many dropped in a row as the share lets expect: then one is trained whatever its score
 
 
@@ -36,10 +37,11 @@ def threshold(history: History, screen: Screen, goals: Sequence[Goal], known: Ma
         known: the candidate's costs.
 
     Returns:
-        None while fewer than `screen.after` candidates were evaluated or fewer are rivals, or when so many were dropped
-        in a row that the strategy seems to be bound to candidates that the score dislikes.
+        None while fewer than `screen.after` candidates were evaluated or fewer than five are rivals, or when so many
+        were dropped in a row that the strategy seems to be bound to candidates that the score dislikes.
     """
-    if len(history.complete) < screen.after:
+    scored = [found for one in history.by_digest.values() if screen.by in (found := _known(one))]
+    if sum(one.begun and screen.by in _known(one) for one in history) < screen.after:
         return None
     dropped = 0
     for proposal in reversed(history):
@@ -48,13 +50,18 @@ def threshold(history: History, screen: Screen, goals: Sequence[Goal], known: Ma
         dropped += 1
     if dropped >= ceil(PATIENCE / screen.keep):
         return None
-    costs = [goal for goal in goals if goal.metric in COSTS]
+    # A cost as the score asks for large networks: against smaller ones no network would ever be dropped.
+    costs = [] if screen.by in COSTS else [goal for goal in goals if goal.metric in COSTS]
     own = losses([known], costs)[0]
-    scored = [one.metrics for one in history.by_digest.values() if screen.by in one.metrics]
     rivals = [one for one in scored if bool((losses([one], costs)[0] <= own).all())]
-    if len(rivals) < screen.after:
+    if len(rivals) < FEWEST_RIVALS:
         return None
     return float(np.quantile([one[screen.by] for one in rivals], 1 - screen.keep))
+
+
+def _known(proposal: Proposal) -> Mapping[str, float]:
+    """Its metrics, of a paused one with those of its last rung."""
+    return {**proposal.metrics, **proposal.rungs[-1]} if proposal.rungs else proposal.metrics
 
 
 def dropped(by: str, score: float, least: float) -> str:

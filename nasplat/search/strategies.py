@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError, validate_call
 
 from nasplat.core.choice import Values
 from nasplat.core.errors import NasplatError, nearest
@@ -65,6 +66,12 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
                 f"{nearest(option, known)}its options: {allowed}",
             )
     try:
-        return make(**options)
-    except (TypeError, ValueError) as error:
+        return validate_call(make)(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+        where = f"search.options.{option}" if option else "search.options"
+        raise NasplatError(f"{where} of the strategy {name!r} cannot be {first['input']!r}: {reason}") from error
+    except ValueError as error:
         raise NasplatError(f"search.options of the strategy {name!r}: {error}") from error

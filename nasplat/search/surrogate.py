@@ -60,7 +60,7 @@ class Belief:
     is peculiar to the candidate, without the luck of its runs.
 
     Attributes:
-        losses: `(N + P,)` the expected loss of every evaluated candidate and every running one.
+        losses: `(N + P,)` the expected loss of every measured candidate and every running one.
         warp: between losses and the scale of the predictions.
         mean: `(N,)` expected values of the evaluated candidates on the warped scale.
         noise: `(N,)` variance of what was observed of them around their values, on that scale.
@@ -120,8 +120,9 @@ class Surrogates:
         The parameters of the kernel are those of the first candidates, as many as the largest step of a geometric
         series: so they are a function of the history, and seldom chosen anew. What the kernel does not
         explain is taken for noise of single runs, until candidates that were run again tell how much of it is.
+        A candidate that was refused for what was measured of it teaches as much as any other.
         """
-        complete = history.complete
+        complete = history.measured([goal.metric])
         loss = losses([one.metrics for one in complete], [goal])[:, 0]
         process = self._fitted(space, goal, complete[: _fitted_rows(len(complete))], loss).process
         warp = warp_of(loss)

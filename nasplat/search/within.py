@@ -31,11 +31,16 @@ def within(space: SearchSpace, constraints: Constraints) -> SearchSpace:
     return _Within(space, constraints) if constraints else space
 
 
+def bounds_of(space: SearchSpace) -> Constraints:
+    """The constraints of a view; none of any other space."""
+    return space.constraints if isinstance(space, _Within) else {}
+
+
 class _Within(SearchSpace):
     def __init__(self, space: SearchSpace, constraints: Constraints) -> None:
         self.problem, self.choices, self.identity = space.problem, space.choices, space.identity
         self._space = space
-        self._constraints = constraints
+        self.constraints = constraints
         self._excess: dict[str, float] = {}
 
     def sample(self, rng: np.random.Generator) -> Architecture:
@@ -46,7 +51,7 @@ class _Within(SearchSpace):
             other = self._space.sample(rng)
             if self._too_much(other) < self._too_much(nearest):
                 nearest = other
-        return [nearest, *descent(self._space, nearest, self._constraints, rng)][-1]
+        return [nearest, *descent(self._space, nearest, self.constraints, rng)][-1]
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         found = self._space.neighbours(architecture)
@@ -97,7 +102,7 @@ class _Within(SearchSpace):
     def _too_much(self, architecture: Architecture) -> float:
         found = self._excess.get(architecture.digest)
         if found is None:
-            found = excess(violations(self._space.known(architecture), self._constraints))
+            found = excess(violations(self._space.known(architecture), self.constraints))
             self._excess[architecture.digest] = found
         return found
 

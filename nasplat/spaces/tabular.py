@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nasplat.core.architecture import Architecture, canonical_json
+from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Choice, Option, Values
 from nasplat.core.cost import COSTS, Cost
 from nasplat.core.drawing import Drawing
@@ -256,5 +256,5 @@ def _scalar(cell: Any, name: str) -> Option:
 
 
 def _shown(row: Row) -> str:
-    text = str(row[KEY]) if KEY in row else canonical_json(dict(row))
+    text = str(row[KEY]) if KEY in row else ", ".join(f"{name}: {cell}" for name, cell in row.items())
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -55,10 +55,10 @@ def test_a_table_is_searched_like_images(shell: Shell) -> None:
     )
     out = shell("search table.yaml --explain")
     assert shell.code == 0, shell.error
-    assert "the table table.csv" in out and "front of 4 candidates" in out and "runs/table/report.html" in out
+    assert "the table table.csv" in out and "of 4 candidates" in out and "runs/table/report.html" in out
     out = shell("search table.yaml --resume --trials 99")
     assert shell.code == 0, shell.error
-    assert "front of 6 candidates" in out  # the whole table, and no row twice
+    assert "of 6 candidates" in out  # the whole table, and no row twice
     for verb in ("train", "export"):
         shell(f"{verb} runs/table")
         assert shell.code == 2 and "was answered from a table" in shell.error and "runs/table/front" in shell.error
@@ -73,7 +73,7 @@ def test_from_search_to_export(shell: Shell) -> None:
     """The way of the README: search, look, train again, export."""
     out = shell("search small.yaml --export none")
     assert shell.code == 0, shell.error
-    assert "front of 4 candidates" in out and "Accuracy" in out and "MACs" in out and "Parameters" in out
+    assert "of 4 candidates" in out and "Accuracy" in out and "MACs" in out and "Parameters" in out
     assert "runs/small/report.html" in out and "runs/small/front.csv" in out
     number = re.search(r"^\s*(\d+) .* %", out, re.MULTILINE)
     assert number
@@ -92,7 +92,7 @@ def test_from_search_to_export(shell: Shell) -> None:
     shell("search small.yaml")
     assert shell.code == 2 and "holds a search already" in shell.error
     out = shell("search runs/small --resume --trials 5 --export none")
-    assert "front of 5 candidates" in out
+    assert "of 5 candidates" in out
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,11 @@ def test_a_mistake_is_two_lines_and_no_traceback(shell: Shell, line: str, wrong:
     [
         ("search", "missing argument 'EXPERIMENT'", "search experiments/quickstart.yaml"),
         ("search small.yaml --trial 3", "no such option: --trial", "search experiments/quickstart.yaml"),
-        ("search small.yaml --executor ray", "'--executor': 'ray' is not one of", "search experiments/quickstart.yaml"),
+        (
+            "search small.yaml --executor dask",
+            "'--executor': 'dask' is not one of",
+            "search experiments/quickstart.yaml",
+        ),
         ("train runs/small --top none", "invalid value for '--top'", "train runs/quickstart --top 3 --seeds 3"),
         ("status a b", "unexpected extra argument", "status runs/quickstart"),
         ("serch small.yaml", "no such command 'serch'", "--help lists the commands"),

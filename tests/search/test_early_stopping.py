@@ -68,7 +68,11 @@ def test_a_small_budget_ends_with_the_best_trained_to_its_end() -> None:
     begun[1].add(1)
     assert promote([rung, {1: {"accuracy": 0.8}}, {}], begun, ACCURACY, 3, last=True) == (1, 2)
     begun[2].add(1)
-    assert promote([rung, {1: {"accuracy": 0.8}}, {1: {"accuracy": 0.9}}], begun, ACCURACY, 3, last=True) is None
+    upper = {1: {"accuracy": 0.8}}
+    assert promote([rung, upper, {1: {"accuracy": 0.9}}], begun, ACCURACY, 3, last=True) is None
+    # It failed, or a constraint refused it, at the end: the next best gets its chance.
+    assert promote([rung, {1: {}}, {}], begun, ACCURACY, 3, last=True) == (0, 1)
+    assert promote([rung, {}, {}], begun, ACCURACY, 3, last=True) is None  # 1 is being trained
 
 
 def test_directions_come_from_the_goals() -> None:

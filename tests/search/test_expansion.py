@@ -112,10 +112,3 @@ def test_real_spaces(family: str) -> None:
     found = search(space, 12, accuracy=lambda values: space.known(space.canonical(values))["params"])
     assert len({one.digest for one in found}) == 12
     assert found[-1].metrics["macs"] > found[0].metrics["macs"]
-
-
-def test_wrong_options_are_told() -> None:
-    with pytest.raises(ValueError, match="growth"):
-        expansion(growth=1.0)
-    with pytest.raises(ValueError, match="cost"):
-        expansion(cost="flops")

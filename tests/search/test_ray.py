@@ -12,10 +12,12 @@ import pytest
 from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
+from nasplat.jobs.cluster import compared, examine_cluster
 from nasplat.search.driver import Result, run_search
 from nasplat.search.events import Event, Progress, Told
 from nasplat.search.history import History
-from nasplat.search.ray_executor import RayExecutor, connect
+from nasplat.search.ray_connection import connect
+from nasplat.search.ray_executor import RayExecutor, fitting_share
 from tests.search.ray_cluster import Driver, cluster
 from tests.search.toys import ToySpace, experiment, table
 
@@ -131,7 +133,7 @@ def test_a_node_dies_and_another_joins(four: Any, tmp_path: Path) -> None:
 
 def test_a_trial_that_hangs_is_ended(four: Any, tmp_path: Path) -> None:
     """It would hold its part of the cluster until somebody looks."""
-    limit, events = {"trial_seconds": 2.0}, []
+    limit, events = {"trial_seconds": 4.0}, []
     result = search(
         tmp_path,
         "eternal",
@@ -145,7 +147,7 @@ def test_a_trial_that_hangs_is_ended(four: Any, tmp_path: Path) -> None:
     for one in result.history:
         assert one.state == ("failed" if one.values["op0"] == "none" else "complete")
         if one.state == "failed":
-            assert "longer than run.trial_seconds = 2" in one.reason
+            assert "longer than run.trial_seconds = 4" in one.reason
     assert {one.state for one in result.history} == {"complete", "failed"}
 
 
@@ -168,6 +170,53 @@ def test_a_cluster_that_is_not_there_or_too_small_is_told(four: Any, tmp_path: P
         search(tmp_path, address=four.address, executor={"cpus": 9})
     with pytest.raises(NasplatError, match=r"0\.5 GPU"):
         search(tmp_path, address=four.address, executor={"gpus": 0.5})
+
+
+def test_a_trial_that_does_not_fit_beside_others_gets_a_gpu_of_its_own(four: Any, tmp_path: Path) -> None:
+    """A large network would be called infeasible only because small ones ran beside it."""
+    lent = four.add_node(num_cpus=1, num_gpus=1)  # Ray counts what it is told
+    try:
+        result = search(tmp_path, "greedy", trials=6, address=four.address, executor={"gpus": 0.5}, search={"seed": 5})
+    finally:
+        four.remove_node(lent)
+    for one in result.history:
+        needs = {"none": 2.0, "conv": 1.0}.get(str(one.values["op0"]), 0.5)
+        assert one.state == ("infeasible" if needs > 1 else "complete")
+        if one.state == "complete":
+            assert one.metrics["gpus"] == needs
+    assert {one.metrics.get("gpus") for one in result.history} == {0.5, 1.0, None}
+
+
+def test_a_cluster_that_is_taken_by_others_is_told(four: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Ray waits without a word, and a search that does nothing looks like one that hangs."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    monkeypatch.setattr("nasplat.search.ray_executor.STARVED_SECONDS", 1.0)
+    others = [Other.remote() for _ in range(int(ray.available_resources()["CPU"]))]
+    assert all(ray.get([other.here.remote() for other in others]))
+    said: list[str] = []
+
+    def warn(text: str) -> None:
+        said.append(text)
+        for other in others:
+            ray.kill(other)
+
+    result = search(tmp_path, trials=2, address=four.address, executor={"warn": warn})
+    assert len(result.history.complete) == 2
+    assert said == ["no trial runs: each asks for 1 CPU, and nothing of the cluster is free"]
+
+
+def test_as_many_trials_share_a_gpu_as_fit() -> None:
+    """One more would end in running out of memory; one less leaves the GPU idle."""
+    assert fitting_share(0.9) == 1.0 and fitting_share(0.41) == 1.0
+    assert fitting_share(0.39) == pytest.approx(1 / 2)
+    assert fitting_share(0.1) == pytest.approx(1 / 8)
+    assert fitting_share(0.0001) == pytest.approx(1 / 16)
 
 
 SETTINGS = {"workers": 2, "experiment": {"strategy": "random", "trials": 40}}
@@ -206,3 +255,25 @@ def test_a_killed_head_ends_the_search_and_a_new_one_finishes_it(tmp_path: Path)
         assert driver.process.wait(120) == 0
     undisturbed = search(tmp_path / "undisturbed", "slow", trials=40, run={"workers": 2})
     assert table(finished(directory)) == table(undisturbed.history)
+
+
+def test_doctor_looks_at_every_node(four: Any, tmp_path: Path) -> None:
+    """One node without the shared folder makes every second trial fail."""
+    findings = list(examine_cluster(four.address, tmp_path / "runs", tmp_path))
+    alive = len(findings) - 1
+    assert findings[0].about == "cluster" and f"{alive} nodes" in findings[0].detail
+    assert all(finding.state == "good" and "torch" in finding.detail for finding in findings[1:]), findings
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_what_a_node_lacks_is_told() -> None:
+    """Each of these would otherwise show as failed trials, or as scores that nobody can repeat."""
+    here = {"python": "3.12.1", "versions": {"torch": "2.13", "onnx": "1"}, "gpus": [], "folder": True, "data": True}
+    assert compared("n", here, here, None).state == "good"
+    assert "folder" in compared("n", {**here, "folder": False}, here, None).detail
+    assert "data at x" in compared("n", {**here, "data": False}, here, Path("x")).detail
+    old = compared("n", {**here, "versions": {"torch": "2.9", "onnx": "1"}}, here, None)
+    assert old.state == "broken" and "torch 2.9 (here 2.13)" in old.detail
+    assert compared("n", {**here, "versions": {"torch": "2.13", "onnx": "2"}}, here, None).state == "limited"
+    assert compared("n", {**here, "python": "3.12.9"}, here, None).state == "good"
+    assert compared("n", {**here, "python": "3.11.9"}, here, None).state == "broken"

@@ -4,12 +4,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
 from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Bounds
 from nasplat.core.front import Goal, front_indices, losses
 from nasplat.search.evolution import crowding_distance, ranking, regularised_evolution
 from nasplat.search.history import History, Proposal
@@ -18,6 +20,7 @@ from nasplat.search.sampler import StrategySampler, suggest
 from nasplat.search.seeds import ask_rng, candidate_seed
 from nasplat.search.strategies import STRATEGIES, make_strategy
 from nasplat.search.suggestion import Strategy, Suggestion
+from nasplat.search.within import within
 from tests.search.toys import ToySpace, accuracy
 
 GOALS = (Goal("accuracy", "maximize"), Goal("params", "minimize"))
@@ -142,7 +145,9 @@ def test_evolution_mutates_a_member_of_the_living_population() -> None:
     alive = History(proposals).complete[-5:]
     best = alive[ranking(losses([one.metrics for one in alive], GOALS))[0]]
     for seed in range(10):
-        child = SPACE.canonical(strategy(History(proposals), SPACE, GOALS, ask_rng(seed, 0)))  # type: ignore[arg-type]
+        suggestion = strategy(History(proposals), SPACE, GOALS, ask_rng(seed, 0))
+        assert isinstance(suggestion, Suggestion) and f"trial {best.number}" in suggestion.why
+        child = SPACE.canonical(suggestion.values)
         assert child in SPACE.neighbours(SPACE.canonical(best.values))
 
 
@@ -161,7 +166,7 @@ def test_ranking_puts_fronts_first_and_the_lonely_before_the_crowded() -> None:
     [
         ("tpe", {"startups": 3}, "startup"),
         ("evolution", {"tournament": 99}, "between 1 and the population"),
-        ("nsga2", {"population": 1}, "population_size"),
+        ("nsga2", {"population": 1}, "search.options.population"),
         ("random", {"x": 1}, "none"),
         ("evolutoin", {}, "evolution"),
     ],
@@ -194,3 +199,49 @@ def test_the_seed_of_a_candidate_is_its_own() -> None:
     """Golden: another value would change every table that was ever measured."""
     assert candidate_seed(0, "ab" * 32) == candidate_seed(0, "ab" * 32, 0) == 7805167776713844282
     assert len({candidate_seed(s, d, r) for s in (0, 1) for d in ("a", "b") for r in (0, 1)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("gp", {"again": 1.0}, "search.options.again of the strategy 'gp' cannot be 1.0"),
+        ("gp", {"startup": "x"}, "search.options.startup"),
+        ("gp", {"screened": 0}, "search.options.screened"),
+        ("gp", {"reference": 3}, "search.options.reference"),
+        ("evolution", {"population": 2.5}, "search.options.population"),
+        ("evolution", {"population": 4, "tournament": 6}, "tournament must lie between 1 and the population"),
+        ("local_search", {"startup": 0}, "search.options.startup"),
+        ("reinforce", {"rollouts": 1}, "search.options.rollouts"),
+        ("reinforce", {"decay": 1.0}, "search.options.decay"),
+        ("expansion", {"growth": 1.0}, "search.options.growth"),
+        ("expansion", {"cost": "flops"}, "search.options.cost"),
+        ("expansion", {"target": "accuracy"}, "search.options.target"),
+        ("tpe", {"candidates": 0}, "search.options.candidates"),
+        ("nsga2", {"mutation": 5}, "search.options.mutation"),
+    ],
+)
+def test_a_wrong_option_is_named_before_anything_runs(name: str, options: dict[str, Any], words: str) -> None:
+    """Otherwise it is a fault of Python in the middle of a search."""
+    with pytest.raises(NasplatError) as caught:
+        make_strategy(name, options)
+    assert words in caught.value.message
+
+
+def test_gp_learns_from_what_a_constraint_on_accuracy_refused() -> None:
+    """Taught by the accepted alone it believes that all are as good, and proposes what is refused for ever."""
+    space = ToySpace(3)
+    bounds = {"accuracy": Bounds(min=0.7)}
+    feasible = within(space, bounds)
+    strategy, found = make_strategy("gp"), []
+    for number in range(40):
+        history = History(found)
+        suggestion = strategy(history, feasible, GOALS, np.random.default_rng(number))
+        one = space.canonical(suggestion.values)
+        metrics = {**space.known(one), "accuracy": accuracy(one, 0)}
+        state = "complete" if metrics["accuracy"] >= 0.7 else "infeasible"
+        violation = {"accuracy.min": 0.7 - metrics["accuracy"]}
+        found.append(Proposal(number, one.values, one.digest, state, metrics, violation, seconds=1.0))
+    usable = [one.state == "complete" for one in found]
+    every = [accuracy(one, 0) >= 0.7 for one in space.enumerate()]
+    assert sum(every) / len(every) < 0.35  # so much a random search would find
+    assert sum(usable[15:]) / 25 > 0.6
