@@ -35,6 +35,8 @@ def status(
     if found.unfinished:
         numbers = ", ".join(map(str, found.unfinished))
         console.print(f"{'running' if found.process else 'left unfinished'}: trials {numbers}", soft_wrap=True)
+    if found.paused:
+        console.print(f"paused by early stopping: trials {', '.join(map(str, found.paused))}", soft_wrap=True)
     if found.front:
         scores = [Score(one.architecture, one.metrics, {"number": one.number}) for one in found.front]
         console.print()

@@ -22,6 +22,8 @@ class Status:
         evaluated: distinct architectures whose evaluation is done.
         budget: in trials; None where the search has none.
         unfinished: numbers of the trials that run, or that a dead search left.
+        paused: of those that early stopping holds back; a few are trained on, the others end with the search.
+        exhausted: whether the search ended because nothing new was left to try.
         last_change: seconds since something was written to the study or a trial; None for a study on a server.
         reasons: why trials failed, and how often.
     """
@@ -32,6 +34,8 @@ class Status:
     evaluated: int
     budget: int | None
     unfinished: tuple[int, ...]
+    paused: tuple[int, ...]
+    exhausted: bool
     last_change: float | None
     reasons: dict[str, int]
 
@@ -45,15 +49,15 @@ class Status:
 
     @property
     def done(self) -> bool:
-        return (
-            self.process is None and not self.unfinished and self.budget is not None and self.evaluated >= self.budget
-        )
+        spent = self.budget is not None and self.evaluated >= self.budget
+        return self.process is None and not self.unfinished and not self.paused and (spent or self.exhausted)
 
     @property
     def summary(self) -> str:
         of = f" of {self.budget}" if self.budget else ""
         state = f"running (process {self.process})" if self.process else ("done" if self.done else "stopped")
-        return f"{state}: {self.evaluated}{of} architectures evaluated"
+        left = ", and nothing new is left to try" if self.done and self.exhausted else ""
+        return f"{state}: {self.evaluated}{of} architectures evaluated{left}"
 
 
 def status(directory: Path) -> Status:
@@ -67,15 +71,19 @@ def status(directory: Path) -> Status:
     run = open_run(directory)
     history = run.history
     process = running_process(directory)
-    unfinished = tuple(one.number for one in history if one.state == "running")
-    states = ("unfinished" if one.state == "running" and process is None else one.state for one in history)
+    running = [one for one in history if one.state == "running"]
+    paused = tuple(one.number for one in running if len(one.rungs) > one.rung)
+    unfinished = tuple(one.number for one in running if one.number not in paused)
+    words = dict.fromkeys(unfinished, "running" if process else "unfinished") | dict.fromkeys(paused, "paused")
     return Status(
         run=run,
         process=process,
-        counts=dict(Counter(states)),
-        evaluated=history.evaluated - len(unfinished),
+        counts=dict(Counter(words.get(one.number, one.state) for one in history)),
+        evaluated=history.evaluated - len(running),
         budget=run.experiment.search.trials,
         unfinished=unfinished,
+        paused=paused,
+        exhausted=run.files.read_state().get("status") == "exhausted",
         last_change=_last_change(directory),
         reasons=dict(Counter(one.reason for one in history if one.state == "failed").most_common(3)),
     )

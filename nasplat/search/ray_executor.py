@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ATTEMPTS = 2
 JOIN_SECONDS = 30.0
 STARVED_SECONDS = 20.0
+NEXT_SECONDS = 0.05
+PROGRESS_SECONDS = 0.2
 MOST_ON_A_GPU = 16
 TUNE = ".tune"
 
@@ -88,6 +90,7 @@ class RayExecutor:
         self._cpus, self._gpus, self._measure = float(cpus), share, gpus == "auto" and share > 0
         self._warn, self._moved = warn, time.monotonic()
         self._begun: set[int] = set()
+        self._asked = 0.0
         self._alone: set[int] = set()  # trials that were given a whole GPU
         self._trial_seconds = trial_seconds
         self._folder = Path(storage).resolve() / TUNE
@@ -120,7 +123,9 @@ class RayExecutor:
             except queue.Empty:
                 break
             finished += [] if result is None else [result]
-        self._tell_progress(on_progress)
+        if time.monotonic() - self._asked > PROGRESS_SECONDS:
+            self._tell_progress(on_progress)
+            self._asked = time.monotonic()
         if not self._thread.is_alive() and not finished and self._running:
             raise NasplatError("the Ray cluster is gone", "start it again, and go on with --resume")
         return finished
@@ -261,8 +266,9 @@ class _Handout:
 
     def put(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
         with self._changed:
-            number = self._numbers.pop(trial_id)
-        self.results.put((number, result))
+            self.results.put((self._numbers.pop(trial_id), result))
+            # Tune then sleeps for a tenth of a second unless something happens; the driver has the next trial before.
+            self._changed.wait_for(lambda: self._waiting or self._closed, timeout=NEXT_SECONDS)
 
 
 def searcher(handout: _Handout) -> Searcher:

@@ -59,6 +59,7 @@ def test_a_table_is_searched_like_images(shell: Shell) -> None:
     out = shell("search table.yaml --resume --trials 99")
     assert shell.code == 0, shell.error
     assert "of 6 candidates" in out  # the whole table, and no row twice
+    assert "done: 6 of 99 architectures evaluated, and nothing new is left to try" in shell("status runs/table")
     for verb in ("train", "export"):
         shell(f"{verb} runs/table")
         assert shell.code == 2 and "was answered from a table" in shell.error and "runs/table/front" in shell.error
