@@ -186,7 +186,9 @@ class Run(Section):
     threads: int = Field(1, ge=1, description="CPU threads a worker; part of what makes scores repeatable")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 …")
     processes: int | Literal["auto"] = Field(
-        "auto", description="that train one network together in nasplat train; auto is one a GPU"
+        "auto",
+        description="that train one network together in nasplat train; auto is one a GPU of this machine. With "
+        "executor: ray a number is that of workers of the cluster",
     )
     storage: str = Field("journal", description="journal, sqlite, or any Optuna URL")
     trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nasplat.search.records import Record, TrialSpec
 
 EVALUATE = "nasplat.jobs.final:evaluate"
+EVALUATE_ON_RAY = "nasplat.jobs.ray_train:evaluate"
 FOLDER = "final"
 NOT_MEASURED_ON_IMAGES = ("macs", "params", "peak_bytes", "train_seconds", "loss")
 
@@ -205,7 +206,10 @@ def _run(experiment: Experiment, tasks: Sequence[Task], folder: Path, watcher: W
             "executor": _executor(experiment.run, len(left)),
         }
     )
-    executor = make_executor(experiment.model_copy(update={"run": where}), folder, EVALUATE)
+    evaluate = EVALUATE
+    if where.executor == "ray" and where.processes not in (1, "auto"):  # one network after the other, by many workers
+        where, evaluate = where.model_copy(update={"executor": "inline"}), EVALUATE_ON_RAY
+    executor = make_executor(experiment.model_copy(update={"run": where}), folder, evaluate)
     return records | run_all(executor, [task.spec for task in left], watcher.on_progress, watcher.on_finished)
 
 

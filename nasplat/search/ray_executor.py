@@ -8,8 +8,10 @@ asks and tells the one study. So nothing rests on Tune's experiment state.
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -28,12 +30,15 @@ from nasplat.search.ray_worker import progress_actor, trainable
 from nasplat.search.records import Evaluate, Record, TrialSpec, read_record, remove_record, write_record
 
 if TYPE_CHECKING:
+    from ray.tune import Stopper
+    from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
 ATTEMPTS = 2
+STARTS = 3
 JOIN_SECONDS = 30.0
 STARVED_SECONDS = 20.0
-NEXT_SECONDS = 0.05
+NEXT_SECONDS = 0.005
 PROGRESS_SECONDS = 0.2
 MOST_ON_A_GPU = 16
 TUNE = ".tune"
@@ -42,8 +47,9 @@ TUNE = ".tune"
 class RayExecutor:
     """Actors of a Ray cluster that live as long as the search, each of which runs one trial at a time.
 
-    A trial whose actor or node dies is run again once, from its checkpoint; then it has failed. The run directory must
-    be seen by every node: checkpoints, weights and records are written there.
+    A trial whose actor or node dies is run again once, from its checkpoint; then it has failed. One whose actor was
+    dead before it began is given to another. The run directory must be seen by every node: checkpoints, weights and
+    records are written there.
 
     Args:
         evaluate: `module:function`, or a function that can be imported by its name.
@@ -91,6 +97,7 @@ class RayExecutor:
         self._warn, self._moved = warn, time.monotonic()
         self._begun: set[int] = set()
         self._asked = 0.0
+        self._refused: dict[int, int] = {}  # how often an actor was dead before the trial began
         self._alone: set[int] = set()  # trials that were given a whole GPU
         self._trial_seconds = trial_seconds
         self._folder = Path(storage).resolve() / TUNE
@@ -103,6 +110,7 @@ class RayExecutor:
             "trial_seconds": trial_seconds,
             "progress": self._progress,
             "data": None if data is None else _share(data),
+            "path": _own_path(),
         }
         self._thread = threading.Thread(target=self._tune, args=(fixed,), daemon=True)
         self._thread.start()
@@ -111,6 +119,7 @@ class RayExecutor:
         # Workers have another current folder.
         spec = replace(spec, directory=str(Path(spec.directory).resolve()))
         self._running[spec.number] = spec
+        self._begun.discard(spec.number)  # it may have run before, to a smaller share
         self._handout.give(spec, self._gpus)
 
     def wait(self, timeout: float, on_progress: OnTrialProgress) -> list[Finished]:
@@ -134,11 +143,13 @@ class RayExecutor:
         import ray
 
         self._handout.close(now)
-        with suppress(ray.exceptions.RayError, TimeoutError):
+        lost = suppress(ray.exceptions.RayError, TimeoutError)
+        with lost:
             if now:  # Tune would wait for what runs
                 for actor in ray.get(self._progress.members.remote(), timeout=5):
                     ray.kill(actor)
-            self._thread.join(JOIN_SECONDS)
+        self._thread.join(JOIN_SECONDS)
+        with lost:
             ray.kill(self._progress)
         self._disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -151,7 +162,9 @@ class RayExecutor:
 
     def _tune(self, fixed: Mapping[str, Any]) -> None:
         from ray import tune
+        from ray.tune.search import ConcurrencyLimiter
 
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints trials that failed, and so does the driver
         self_cpus = self._cpus  # Tune pickles the function below, and could not this object
         try:
             tune.run(
@@ -160,9 +173,13 @@ class RayExecutor:
                     lambda config: tune.PlacementGroupFactory([{"CPU": self_cpus, "GPU": config["gpus"]}]),
                 ),
                 name=uuid.uuid4().hex[:8],
-                search_alg=searcher(self._handout),
+                # Without a limit Tune starts one actor at a time, and drops it when another is free before it is there:
+                # trials shorter than an actor's start would all run on one.
+                search_alg=ConcurrencyLimiter(searcher(self._handout), self.slots),
+                scheduler=witness(self._handout),
                 num_samples=-1,
                 max_failures=ATTEMPTS - 1,
+                stop=stopper(self._handout),
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 storage_path=str(self._folder),
@@ -178,6 +195,15 @@ class RayExecutor:
         if result and "error" in result:
             raise NasplatError(*result["error"])
         spec = self._running[number]
+        if result and "refused" in result:
+            self._refused[number] = self._refused.get(number, 0) + 1
+            if self._refused[number] == STARTS:
+                raise NasplatError(
+                    f"{STARTS} workers of the Ray cluster were dead before trial {number} began ({result['refused']})",
+                    "nasplat doctor --address looks at every node; go on with --resume",
+                )
+            self._handout.give(spec, 1.0 if number in self._alone else self._gpus)
+            return None
         if result and "record" in result:
             record: Record | None = Record(**json.loads(result["record"]))
             if self._measure and result["memory"]:
@@ -190,8 +216,11 @@ class RayExecutor:
             self._handout.give(spec, 1.0)
             return None
         del self._running[number]
+        self._refused.pop(number, None)
         if record is None:
-            record = Record("failed", reason=f"its worker died {ATTEMPTS} times", seconds=self._trial_seconds or 0.0)
+            cause = f" ({result['died']})" if result and "died" in result else ""
+            reason = f"its worker died {ATTEMPTS} times{cause}"
+            record = Record("failed", reason=reason, seconds=self._trial_seconds or 0.0)
             directory = Path(spec.directory)
             directory.mkdir(parents=True, exist_ok=True)
             write_record(directory, record, spec.until)
@@ -234,8 +263,12 @@ class _Handout:
         self._waiting: deque[tuple[TrialSpec, float]] = deque()
         self._changed = threading.Condition()
         self._numbers: dict[str, int] = {}
+        self._errors: dict[str, dict[str, str]] = {}
         self._closed = False
         self.abandoned = False
+
+    def __reduce__(self) -> tuple[type[_Handout], tuple[()]]:
+        return _Handout, ()  # Tune pickles its own state, which nobody reads
 
     def give(self, spec: TrialSpec, gpus: float) -> None:
         with self._changed:
@@ -253,8 +286,6 @@ class _Handout:
         With nothing running it is waited for: Tune would look once a second only.
         """
         with self._changed:
-            if self.abandoned:
-                raise InterruptedError("the driver ended the search")  # there is no other way to end Tune at once
             if not self._numbers:
                 self._changed.wait_for(lambda: self._waiting or self._closed, timeout=300)
             if self._closed:
@@ -264,10 +295,16 @@ class _Handout:
             self._numbers[trial_id] = self._waiting[0][0].number
             return self._waiting.popleft()
 
+    def saw_error(self, trial_id: str, begun: bool, cause: str) -> None:
+        self._errors[trial_id] = {"died" if begun else "refused": cause}
+
     def put(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
+        """What a trial returned; None where it returned nothing, which `saw_error` was told before."""
+        error = self._errors.pop(trial_id, None)
         with self._changed:
-            self.results.put((self._numbers.pop(trial_id), result))
-            # Tune then sleeps for a tenth of a second unless something happens; the driver has the next trial before.
+            self.results.put((self._numbers.pop(trial_id), error if result is None else result))
+            # Tune then sleeps for a tenth of a second unless something happens. The driver often has the next trial
+            # sooner; not always, for it may have to hear of another one first, and so the wait is short.
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout=NEXT_SECONDS)
 
 
@@ -290,6 +327,44 @@ def searcher(handout: _Handout) -> Searcher:
         def restore(self, checkpoint_path: str) -> None: ...
 
     return FromTheDriver()
+
+
+def witness(handout: _Handout) -> TrialScheduler:
+    """Runs trials in the order in which they come, and sees why one ended: Tune tells its searcher only that it did."""
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import FIFOScheduler
+
+    class Witness(FIFOScheduler):
+        def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+            # Tune gives a trial to an actor that it keeps warm, and gives the trial up where that has died meanwhile.
+            handout.saw_error(trial.trial_id, trial.status != Trial.PENDING, last_line(trial.error_file))
+
+    return Witness()
+
+
+def stopper(handout: _Handout) -> Stopper:
+    """Ends Tune at once when the driver does."""
+    from ray.tune import Stopper
+
+    class Abandoned(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return handout.abandoned
+
+    return Abandoned()
+
+
+def last_line(file: str | None) -> str:
+    """The first sentence of the last line, where Ray says what happened."""
+    lines = Path(file).read_text().split("\n") if file else []
+    return next((line.strip().split(". ")[0].rstrip(".") for line in reversed(lines) if line.strip()), "unknown")
+
+
+def _own_path() -> list[str]:
+    """Where this process looks for modules beside Python's own folders, which every node has itself."""
+    return [str(Path(entry).resolve()) for entry in sys.path if not entry.startswith((sys.prefix, sys.base_prefix))]
 
 
 def _share(data: Data) -> tuple[str, Any] | None:

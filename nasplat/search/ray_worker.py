@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nasplat.search.records import Record, TrialSpec, run_trial, write_record
 from nasplat.search.worker import log_of, resolve_warm
 
 PROGRESS_SECONDS = 0.5
+STUCK_SECONDS = 5.0
 
 
 class Worker:
@@ -27,9 +29,18 @@ class Worker:
         trial_seconds: the longest that a trial may take.
         progress: the actor that collects progress.
         data: key and reference of the data set that all workers of a node share.
+        path: folders where the driver finds the user's modules; Ray passes on only the current one.
     """
 
-    def __init__(self, evaluate: str, trial_seconds: float | None, progress: Any, data: tuple[str, Any] | None) -> None:
+    def __init__(
+        self,
+        evaluate: str,
+        trial_seconds: float | None,
+        progress: Any,
+        data: tuple[str, Any] | None,
+        path: Sequence[str] = (),
+    ) -> None:
+        sys.path[:0] = [folder for folder in path if folder not in sys.path]
         self._trial_seconds = trial_seconds
         self._progress = progress
         import ray
@@ -62,9 +73,14 @@ class Worker:
         finally:
             if deadline is not None:
                 deadline.cancel()
+                faulthandler.cancel_dump_traceback_later()
 
     def _deadline(self, trial: TrialSpec) -> threading.Timer | None:
-        """Ends this process when the trial takes too long. Its record stands by then, so that it is not run again."""
+        """Ends this process when the trial takes too long. Its record stands by then, so that it is not run again.
+
+        Code that does not return to Python stops the timer, too: then the process is ended a little later all the same,
+        without a record, and its log says where it was.
+        """
         if self._trial_seconds is None:
             return None
         limit = self._trial_seconds
@@ -78,6 +94,7 @@ class Worker:
         timer = threading.Timer(limit, end)
         timer.daemon = True
         timer.start()
+        faulthandler.dump_traceback_later(1.1 * limit + STUCK_SECONDS, exit=True)
         return timer
 
     def _reporter(self, number: int) -> Any:
@@ -129,6 +146,7 @@ def trainable() -> type[Any]:
 def progress_actor() -> Any:
     """An actor that keeps the latest progress of every trial until the driver takes it, and knows all workers."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Progress:
         def __init__(self) -> None:
@@ -148,4 +166,6 @@ def progress_actor() -> Any:
             latest, self._latest = self._latest, {}
             return latest
 
-    return ray.remote(num_cpus=0)(Progress).remote()
+    # On the driver's node: on another one it would die with it, and the driver would see nothing any more.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0)(Progress).options(scheduling_strategy=here).remote()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nasplat.search.records import OnProgress, Record, TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 # Read by every process of Ray when it starts. The monitor would kill trials when another process takes the memory.
@@ -36,6 +40,31 @@ def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
         yield own
     finally:
         own.shutdown()
+
+
+def named(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """Says which process ran it."""
+    from tests.search.toys import quick
+
+    record = quick(spec, on_progress)
+    return type(record)("complete", {**record.metrics, "process": float(os.getpid())})
+
+
+def short(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    time.sleep(0.5)
+    return named(spec, on_progress)
+
+
+def stuck(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """Never returns from C, so that no other thread runs."""
+    re.match("(a+)+$", "a" * 60 + "b")
+    raise AssertionError("it came back")
+
+
+def endless(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    while True:
+        time.sleep(0.05)
+        on_progress({"step": 1})
 
 
 class Driver:

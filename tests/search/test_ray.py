@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,22 @@ import pytest
 from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
+from nasplat.data.datasets import load_dataset
+from nasplat.jobs import ray_train
 from nasplat.jobs.cluster import compared, examine_cluster
 from nasplat.search.driver import Result, run_search
 from nasplat.search.events import Event, Progress, Told
 from nasplat.search.history import History
 from nasplat.search.ray_connection import connect
 from nasplat.search.ray_executor import RayExecutor, fitting_share
+from nasplat.search.records import TrialSpec, run_trial
+from nasplat.spaces.families import make_space
 from tests.search.ray_cluster import Driver, cluster
 from tests.search.toys import ToySpace, experiment, table
 
 pytestmark = pytest.mark.timeout(240)
 TOYS = "tests.search.toys"
+HERE = "tests.search.ray_cluster"
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +53,11 @@ def search(
     executor: dict[str, Any] | None = None,
     on_event: Any = lambda event: None,
     strategy: str = "random",
+    module: str = TOYS,
     **sections: Any,
 ) -> Result:
     directory.mkdir(exist_ok=True)
-    name = f"{TOYS}:{evaluate}"
+    name = f"{module}:{evaluate}"
     run = sections.pop("run", {"workers": 4})
     chosen = experiment(strategy, trials, run=run, **sections)
     own = None
@@ -112,6 +122,82 @@ def test_a_killed_worker_is_replaced_and_its_trial_run_again_once(four: Any, tmp
     assert {one.state for one in result.history} == {"complete", "failed"}
 
 
+def test_what_was_in_flight_goes_on_from_its_checkpoint(four: Any, tmp_path: Path) -> None:
+    """A training of two days must not begin anew because its machine was restarted."""
+    result = search(tmp_path, "falling", trials=4, address=four.address)
+    assert [one.state for one in result.history] == ["complete"] * 4
+    assert {one.metrics["resumed_at"] for one in result.history} == {2.0}
+
+
+def test_several_workers_train_one_network_through_ray_train(four: Any, tmp_path: Path) -> None:
+    """The final training may need more GPUs than one machine has."""
+    plain = {
+        "name": "small",
+        "space": {"family": "nasbench201", "cells": 1, "channels": 4},
+        "data": {"source": "digits", "train_size": 120},
+        "train": {"steps": 3, "batch_size": 16, "augment": []},
+        "run": {"executor": "ray", "address": four.address, "processes": 2, "device": "cpu"},
+    }
+    chosen = Experiment.model_validate(plain)
+    space = make_space(chosen.space, load_dataset(chosen.data).problem)
+    architecture = space.canonical(dict.fromkeys(space.choices, "conv_3x3"))
+    spec = TrialSpec(0, chosen.model_dump(mode="json"), architecture.to_json(), 1, str(tmp_path / "trial"), "cpu")
+    record = run_trial(ray_train.evaluate, spec, lambda fields: None)
+    assert record.state == "complete", record.reason
+    assert 0 <= record.metrics["accuracy"] <= 1
+    assert (tmp_path / "trial/weights.safetensors").exists()
+    many = {**spec.experiment, "run": {**plain["run"], "processes": 99}}
+    with pytest.raises(NasplatError, match="fewer CPUs"):
+        ray_train.evaluate(replace(spec, experiment=many), lambda fields: None)
+
+
+def kill_after_each(event: Event) -> None:
+    if isinstance(event, Told):
+        os.kill(int(event.proposal.metrics["process"]), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_between_trials_costs_none(four: Any, tmp_path: Path) -> None:
+    """Tune gives the next trial to the dead worker, and then gives that trial up, which has not begun."""
+    chosen = {"address": four.address, "run": {"workers": 1}, "on_event": kill_after_each}
+    result = search(tmp_path, "named", trials=3, module=HERE, **chosen)
+    assert [one.state for one in result.history] == ["complete"] * 3
+    assert len({one.metrics["process"] for one in result.history}) == 3
+
+
+def test_workers_that_never_live_long_enough_end_the_search(four: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """A node that kills whatever starts there would otherwise keep the search busy for ever."""
+    monkeypatch.setattr("nasplat.search.ray_executor.STARTS", 1)
+    chosen = {"address": four.address, "run": {"workers": 1}, "on_event": kill_after_each}
+    with pytest.raises(NasplatError, match="dead before trial 1 began"):
+        search(tmp_path, "named", trials=3, module=HERE, **chosen)
+
+
+def test_stopping_now_frees_the_cluster_also_of_what_waits(four: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Ctrl-C twice: whoever shares the cluster must get it back, also when more was asked of it than it has."""
+    import ray
+
+    monkeypatch.setattr("nasplat.search.ray_executor.JOIN_SECONDS", 8.0)
+    before = threading.active_count()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, "endless", address=four.address, run={"workers": 9}, module=HERE, on_event=stop)
+    assert threading.active_count() <= before
+    until = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+
+def test_short_trials_spread_over_all_workers(four: Any, tmp_path: Path) -> None:
+    """Tune would run them one after the other on the worker that was there first."""
+    result = search(tmp_path, "short", trials=40, address=four.address, module=HERE)
+    assert len({one.metrics["process"] for one in result.history}) > 1
+
+
 def test_a_node_dies_and_another_joins(four: Any, tmp_path: Path) -> None:
     """Spot instances do that every day."""
     lost = four.add_node(num_cpus=1)
@@ -149,6 +235,22 @@ def test_a_trial_that_hangs_is_ended(four: Any, tmp_path: Path) -> None:
         if one.state == "failed":
             assert "longer than run.trial_seconds = 4" in one.reason
     assert {one.state for one in result.history} == {"complete", "failed"}
+
+
+def test_a_trial_that_hangs_outside_python_is_ended(four: Any, tmp_path: Path) -> None:
+    """A deadlock in a library would hold its part of the cluster for ever: no thread of its process can end it."""
+    chosen = {"address": four.address, "run": {"workers": 1}, "executor": {"trial_seconds": 1.0}}
+    result = search(tmp_path, "stuck", trials=1, module=HERE, **chosen)
+    assert [one.state for one in result.history] == ["failed"]
+    assert "in stuck" in next(tmp_path.glob("trials/*/log.txt")).read_text()  # where it hung
+
+
+def test_modules_beside_the_experiment_are_found_on_the_cluster(four: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """They are found on a laptop; Ray itself passes on the current folder only."""
+    (tmp_path / "mine_beside.py").write_text("from tests.search.toys import quick\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = search(tmp_path / "run", "quick", trials=2, module="mine_beside", address=four.address)
+    assert [one.state for one in result.history] == ["complete"] * 2
 
 
 def test_what_concerns_all_trials_ends_the_search_with_its_advice(four: Any, tmp_path: Path) -> None:
@@ -277,3 +379,25 @@ def test_what_a_node_lacks_is_told() -> None:
     assert compared("n", {**here, "versions": {"torch": "2.13", "onnx": "2"}}, here, None).state == "limited"
     assert compared("n", {**here, "python": "3.12.9"}, here, None).state == "good"
     assert compared("n", {**here, "python": "3.11.9"}, here, None).state == "broken"
+
+
+def test_storage_that_goes_away_ends_the_search_and_loses_nothing(four: Any, tmp_path: Path) -> None:
+    """A file server that restarts must not turn a hundred candidates into failures."""
+    directory = tmp_path / "run"
+    told = 0
+
+    def disturb(event: Event) -> None:
+        nonlocal told
+        told += isinstance(event, Told)
+        if told == 4 and (directory / "trials").is_dir():
+            (directory / "trials").rename(directory / "away")
+            (directory / "trials").touch()
+
+    with pytest.raises(NasplatError, match="trials"):
+        search(directory, "slow", trials=20, address=four.address, on_event=disturb)
+    (directory / "trials").unlink()
+    (directory / "away").rename(directory / "trials")
+    result = search(directory, "slow", trials=20, address=four.address)
+    undisturbed = search(tmp_path / "undisturbed", "slow", trials=20)
+    assert {one.state for one in result.history} == {"complete"}
+    assert table(result.history) == table(undisturbed.history)

@@ -165,6 +165,15 @@ def stepwise(spec: TrialSpec, on_progress: OnProgress) -> Record:
     return Record("complete", {**found, "resumed_at": float(first)})
 
 
+def falling(spec: TrialSpec, on_progress: OnProgress) -> Record:
+    """As `stepwise`, but killed after the second step of the first attempt."""
+    directory = Path(spec.directory)
+    if not (directory / "checkpoint.json").exists():
+        save_checkpoint(directory, {"step": 2})
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stepwise(spec, on_progress)
+
+
 def experiment(strategy: str = "random", trials: int | None = 10, **sections: Any) -> Experiment:
     search = {"strategy": strategy, "trials": trials, **sections.pop("search", {})}
     return Experiment.model_validate({"name": "toy", "space": {"family": "toy"}, "search": search, **sections})
