@@ -55,19 +55,24 @@ class Code:
             share += [1.0 / max(count - 1, 1) if choice.ordered else 0.5] * bits.shape[1]
             self._bits[choice.name] = {_typed(option): bits[index] for index, option in enumerate(choice.options)}
         self.owner, self.share = np.array(owner, dtype=int), np.array(share)
-        self._known: dict[str, np.ndarray] = {}
+        self._rows: dict[str, int] = {}  # of every digest that was written, its row here:
+        self._written = np.empty((256, len(self.owner)))
 
     def __call__(self, architectures: Sequence[Coded]) -> np.ndarray:
         """`(N, bits)` of zeros and ones."""
-        rows = []
         for one in architectures:
-            row = self._known.get(one.digest)
-            if row is None:
-                values = one.values
-                row = np.concatenate([bits[_typed(values[name])] for name, bits in self._bits.items()])
-                self._known[one.digest] = row
-            rows.append(row)
-        return np.array(rows).reshape(len(rows), len(self.owner))
+            if one.digest not in self._rows:
+                self._write(one)
+        found: np.ndarray = self._written[[self._rows[one.digest] for one in architectures]]
+        return found
+
+    def _write(self, one: Coded) -> None:
+        row = len(self._rows)
+        if row == len(self._written):
+            self._written = np.concatenate([self._written, np.empty_like(self._written)])
+        values = one.values
+        self._written[row] = np.concatenate([bits[_typed(values[name])] for name, bits in self._bits.items()])
+        self._rows[one.digest] = row
 
 
 def _typed(option: Option) -> tuple[bool, Option]:
