@@ -17,7 +17,7 @@ from nasplat.networks.channel_build import Builder
 from nasplat.networks.channel_export import export
 from nasplat.networks.channel_scale import factor_of, rows_of
 from nasplat.networks.channel_step import Record, module_stack, operation_name, source_line
-from nasplat.networks.module_numbers import size_attributes
+from nasplat.networks.module_numbers import numbers, size_attributes
 from nasplat.networks.surgery import operate, plan
 
 ROUNDS = 60
@@ -59,10 +59,12 @@ def settle(
     for _ in range(ROUNDS):
         builder = trial.build()
         graph = builder.graph()
+        if not graph.groups:
+            return graph
         failure = trial.run(builder, graph, [group.name for group in graph.groups])
         if failure is None:
             return trial.build().graph()  # with the scales that the trial has shown
-        if trial.tie(failure, tried):
+        if trial.tie(failure, tried) or trial.repair(graph, failure, tried):
             continue
         suspects = trial.suspects(builder, failure) or [group.name for group in graph.groups]
         guilty = [name for name in suspects if trial.run(builder, graph, [name]) is not None]
@@ -190,19 +192,51 @@ class _Trial:
         merged = [labels for owner, labels in self.record.viewed if owner == path]
         if not merged:
             return False
-        taken: list[np.ndarray] = []
-        for node in self.nodes:
-            if path in module_stack(node)[1]:
-                for source in node.all_input_nodes:
-                    outside = source.op == "call_function" and path not in module_stack(source)[1]
-                    if outside and isinstance(source.meta.get("val"), Tensor):
-                        taken += self.record.values[source]
+        taken, _ = self._sizes_at(path)
         changed = False
         for labels in merged:
             for dim in taken:
                 if len(dim) == len(labels) and self._may_vary(dim) and self._may_vary(labels):
                     changed |= self._unite(labels, dim, path)
         return changed
+
+    def repair(self, graph: ChannelGraph, failure: Failure, tried: set[object]) -> bool:
+        """Lets attributes that equal a size follow it, where forward only checks them: `x.shape[1] == self.channels`.
+
+        Done for all modules of one class at once.
+        """
+        module = self.record.modules.get(failure.paths[0]) if failure.paths else None
+        if failure.node is not None or module is None or ("repair", type(module)) in tried:
+            return False
+        tried.add(("repair", type(module)))
+        known = {(entry.module, entry.attribute, entry.position) for entry in graph.attributes}
+        found = len(self.record.attributes)
+        for path, alike in self.record.modules.items():
+            if type(alike) is not type(module):
+                continue
+            taken, made = self._sizes_at(path)
+            for name, position, value in numbers(alike):
+                # Where both are of one size, names such as `out_channels` say which is meant.
+                for dim in (*made, *taken) if "out" in name else (*taken, *made):
+                    if len(dim) == value and self._may_vary(dim) and (path, name, position) not in known:
+                        self.record.attributes.append((path, name, position, value, dim))
+                        break
+        return len(self.record.attributes) > found
+
+    def _sizes_at(self, path: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The dimensions of what a module takes from outside, and of what is made within it."""
+        taken: list[np.ndarray] = []
+        made: list[np.ndarray] = []
+        for node in self.nodes:
+            if path not in module_stack(node)[1]:
+                continue
+            for source in node.all_input_nodes:
+                outside = source.op == "call_function" and path not in module_stack(source)[1]
+                if outside and isinstance(source.meta.get("val"), Tensor):
+                    taken += self.record.values[source]
+            if isinstance(node.meta.get("val"), Tensor):
+                made += self.record.values[node]
+        return taken, made
 
     def _unite(self, first: np.ndarray, second: np.ndarray, where: str) -> bool:
         labels = self.record.labels

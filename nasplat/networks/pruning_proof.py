@@ -60,7 +60,7 @@ def prove(
     masks = graph.masks({name: [int(index) for index in indices] for name, indices in keep.items()})
     inputs = tuple(value.detach().cpu() if isinstance(value, Tensor) else value for value in example_inputs)
     original, smaller = (copy.deepcopy(module).cpu().eval() for module in (model, pruned))
-    reference = _Reference(original, graph, masks, inputs)
+    reference = _Reference(graph, masks)
     differences = {}
     single, double = torch.float32, torch.float64
     differences["float32"] = _difference(reference.run(original, inputs, single), _run(smaller, inputs, single))
@@ -103,10 +103,9 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
 class _Reference:
     """Runs the original with zeros for what was removed."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, masks: Keep, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, graph: ChannelGraph, masks: Keep) -> None:
         self.graph = graph
         self.masks = masks
-        self.inputs = inputs
         self._graphs: dict[torch.dtype, torch.export.ExportedProgram] = {}
         self.cross = {
             entry.node: entry

@@ -73,6 +73,38 @@ def test_all_groups_of_a_published_network_are_pruned_and_proved(name: str) -> N
     assert {frozen.name for frozen in graph.frozen} == KNOWN_FROZEN.get(name, set())
 
 
+@pytest.mark.parametrize("name", ["resnet", "densenet", "mobilenet_v2", "vgg", "convnext"])
+def test_torch_pruning_finds_the_same_layers(name: str) -> None:
+    """Where another tool is known to be right, we would remove other channels than it does."""
+    other = pytest.importorskip("torch_pruning", reason="torch-pruning is an optional second opinion")
+    make, inputs = zoo.SMALL[name]
+    network = random_network(make)
+    graph = trace_channels(network, inputs)
+    dependencies = other.DependencyGraph().build_dependency(network, inputs)
+    modules = dict(network.named_modules())
+    names = {module: path for path, module in modules.items()}
+    for group in graph.groups:
+        atom = group.size // 2
+        ours = set()
+        for member in group.members:
+            path, _, leaf = member.tensor.rpartition(".")
+            layer = modules[path]
+            if leaf == "weight" and isinstance(layer, nn.Conv2d | nn.Linear):
+                ours |= {(path, member.dim, int(index)) for index in member.indices[atom]}
+        producer = modules[group.members[0].tensor.rpartition(".")[0]]
+        assert isinstance(producer, nn.Conv2d | nn.Linear)
+        kind = "conv" if isinstance(producer, nn.Conv2d) else "linear"
+        function = getattr(other, f"prune_{kind}_out_channels")
+        theirs = set()
+        for dependency, indices in dependencies.get_pruning_group(producer, function, idxs=[atom]):
+            layer = dependency.target.module
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                dim = int("in_channels" in dependency.handler.__name__)
+                depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+                theirs |= {(names[layer], 0 if depthwise else dim, int(index)) for index in indices}
+        assert ours == theirs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.TIMM)
 def test_all_groups_of_a_network_of_timm_are_pruned_and_proved(name: str) -> None:

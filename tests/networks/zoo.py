@@ -245,6 +245,22 @@ class ChannelNorm(nn.Module):
         return self.head((x * self.gate(x).sigmoid()).flatten(2).mean(-1))
 
 
+class Checks(nn.Module):
+    """A layer that refuses what is not of the size it was made for, before and after."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.conv = nn.Conv2d(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"{self.in_channels} channels are wanted")
+        x = self.conv(x)
+        assert x.shape[1] == self.out_channels
+        return x.relu()
+
+
 class LinearAttention(nn.Module):
     """Attention without a softmax over tokens: features that are 1 where a channel is zero, and a softmax over them."""
 
@@ -405,6 +421,10 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     ),
     "linear_attention": (LinearAttention, image(16)),
     "repeats": (Repeats, image(12)),
+    "checks": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), Checks(6, 8), Checks(8, 8), nn.Flatten(), nn.Linear(8 * 36, 3)),
+        image(12),
+    ),
     "convnext": (
         lambda: _models.ConvNeXt(
             [_models.convnext.CNBlockConfig(8, 16, 1), _models.convnext.CNBlockConfig(16, None, 1)], num_classes=10
