@@ -76,8 +76,8 @@ def promote(
     more, the best of a rung goes on even among fewer than `reduction`. See `Rule`.
     """
     for rung in reversed(range(len(results) - 1)):
-        order = best_first(results[rung], goals)
-        waiting = [number for number in order[: len(order) // reduction] if number not in begun[rung + 1]]
+        best = best_first(results[rung], goals, reduction)
+        waiting = [number for number in best if number not in begun[rung + 1]]
         if waiting:
             return waiting[0], rung + 1
     # Or a small budget would end without anything that was trained to its end.
@@ -150,12 +150,17 @@ def halving(bracket: int = 27) -> Rule:
 RULES: dict[str, Callable[..., Rule]] = {"asha": asha, "halving": halving}
 
 
-def best_first(results: Judged, goals: Sequence[Goal]) -> list[int]:
-    """Numbers of the trials of a rung by non-dominated rank, then crowding distance, then number."""
+def best_first(results: Judged, goals: Sequence[Goal], reduction: int = 1) -> list[int]:
+    """Numbers of the trials of a rung by non-dominated rank, then crowding distance, then number.
+
+    Args:
+        reduction: only the best 1/reduction is wanted.
+    """
 
     def counts(metrics: Mapping[str, float]) -> bool:
         return all(math.isfinite(metrics.get(goal.metric, math.nan)) for goal in goals)
 
     # Backwards, since of equal rows `ranking` takes the later one first.
     numbers = sorted((number for number, metrics in results.items() if counts(metrics)), reverse=True)
-    return [numbers[row] for row in ranking(losses([results[number] for number in numbers], goals))]
+    matrix = losses([results[number] for number in numbers], goals)
+    return [numbers[row] for row in ranking(matrix, len(numbers) // reduction)]

@@ -55,16 +55,19 @@ def regularised_evolution(
     return propose
 
 
-def ranking(matrix: np.ndarray) -> list[int]:
+def ranking(matrix: np.ndarray, most: int | None = None) -> list[int]:
     """Rows from the best to the worst: by non-dominated rank, then by crowding distance, then by age (youngest first).
 
     Args:
         matrix: `(N, M)`, less is better.
+        most: no more than so many rows are wanted; by default all.
     """
     order: list[int] = []
-    for best in fronts(matrix):
+    for best in fronts(matrix) if most != 0 else ():
         crowding = dict(zip(best, crowding_distance(matrix[best]), strict=True))
         order += sorted(best, key=lambda row: (-crowding[row], -row))
+        if most is not None and len(order) >= most:
+            return order[:most]
     return order
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ _QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
 }
+# The start of HTTP/2, with empty settings, which every server answers with its own (RFC 9113).
+_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 
 
 def connect(address: str | None, cpus: float = 1) -> bool:
@@ -36,7 +40,8 @@ def connect(address: str | None, cpus: float = 1) -> bool:
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    if (Path.home() / ".ray/auth_token").is_file():  # Ray looks for it only when it starts a cluster itself
+    # Ray looks for it only when it starts a cluster itself, and what it was imported with stays.
+    if (Path.home() / ".ray/auth_token").is_file() and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
@@ -47,6 +52,7 @@ def connect(address: str | None, cpus: float = 1) -> bool:
         if address is not None:
             _reachable(address)
         if ray.is_initialized():
+            _same_cluster(address)
             return False
         if address is None:
             here = max(os.cpu_count() or 1, int(cpus))
@@ -63,11 +69,28 @@ def connect(address: str | None, cpus: float = 1) -> bool:
     return True
 
 
+def _same_cluster(address: str | None) -> None:
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if address is not None and ":" in address and not address.startswith("ray://") and address != here:
+        raise ConnectionError(f"this process is connected to {here} already")
+
+
 def _reachable(address: str) -> None:
-    """Whether something listens: Ray itself waits for minutes."""
+    """Whether something listens there that may be Ray, which itself waits for minutes.
+
+    Raises:
+        OSError: nothing listens, or what does speaks no HTTP/2, over which Ray's gRPC goes.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
+    if not host or not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(_HTTP2_GREETING)
+        answer = connection.recv(9)
+    if answer[3:4] != _SETTINGS:
+        raise ConnectionError("something else than Ray listens there")
 
 
 def node_resources() -> list[dict[str, float]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import shutil
 import sys
 import threading
@@ -38,7 +37,7 @@ ATTEMPTS = 2
 STARTS = 3
 JOIN_SECONDS = 30.0
 STARVED_SECONDS = 20.0
-NEXT_SECONDS = 0.005
+NEXT_SECONDS = 1.0
 PROGRESS_SECONDS = 0.2
 MOST_ON_A_GPU = 16
 TUNE = ".tune"
@@ -109,6 +108,7 @@ class RayExecutor:
             "evaluate": name,
             "trial_seconds": trial_seconds,
             "progress": self._progress,
+            "workers": workers,
             "data": None if data is None else _share(data),
             "path": _own_path(),
         }
@@ -127,10 +127,10 @@ class RayExecutor:
         until = time.monotonic() + timeout
         while True:
             left = 0.0 if finished else max(0.0, until - time.monotonic())  # with one, only what else is there
-            try:
-                result = self._result(*self._handout.results.get(timeout=left))
-            except queue.Empty:
+            returned = self._handout.next_result(left)
+            if returned is None:
                 break
+            result = self._result(*returned)
             finished += [] if result is None else [result]
         if time.monotonic() - self._asked > PROGRESS_SECONDS:
             self._tell_progress(on_progress)
@@ -176,7 +176,7 @@ class RayExecutor:
                 # Without a limit Tune starts one actor at a time, and drops it when another is free before it is there:
                 # trials shorter than an actor's start would all run on one.
                 search_alg=ConcurrencyLimiter(searcher(self._handout), self.slots),
-                scheduler=witness(self._handout),
+                scheduler=witness(self._handout, self.slots),
                 num_samples=-1,
                 max_failures=ATTEMPTS - 1,
                 stop=stopper(self._handout),
@@ -188,7 +188,7 @@ class RayExecutor:
                 verbose=0,
             )
         except BaseException as error:
-            self._handout.results.put((-1, {"error": (f"Ray Tune ended: {error}", "go on with --resume")}))
+            self._handout.ended(str(error))
 
     def _result(self, number: int, result: Mapping[str, Any] | None) -> Finished | None:
         """What became of a trial; None where it is run again."""
@@ -259,8 +259,9 @@ class _Handout:
     """What the driver submitted, for the searcher to take; what came back, for the driver."""
 
     def __init__(self) -> None:
-        self.results: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
+        self._results: deque[tuple[int, Mapping[str, Any] | None]] = deque()
         self._waiting: deque[tuple[TrialSpec, float]] = deque()
+        self._driver_waits = False
         self._changed = threading.Condition()
         self._numbers: dict[str, int] = {}
         self._errors: dict[str, dict[str, str]] = {}
@@ -273,12 +274,26 @@ class _Handout:
     def give(self, spec: TrialSpec, gpus: float) -> None:
         with self._changed:
             self._waiting.append((spec, gpus))
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def next_result(self, timeout: float) -> tuple[int, Mapping[str, Any] | None] | None:
+        """The number of a trial and what it returned; None where nothing comes in these seconds."""
+        with self._changed:
+            if timeout > 0 and not self._results:
+                self._driver_waits = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._results, timeout)
+            return self._results.popleft() if self._results else None
+
+    def ended(self, cause: str) -> None:
+        with self._changed:
+            self._results.append((-1, {"error": (f"Ray Tune ended: {cause}", "go on with --resume")}))
+            self._changed.notify_all()
 
     def close(self, now: bool) -> None:
         with self._changed:
             self._closed, self.abandoned = True, now
-            self._changed.notify()
+            self._changed.notify_all()
 
     def take(self, trial_id: str) -> tuple[TrialSpec, float] | Literal["closed"] | None:
         """The next specification and its share of a GPU.
@@ -302,10 +317,12 @@ class _Handout:
         """What a trial returned; None where it returned nothing, which `saw_error` was told before."""
         error = self._errors.pop(trial_id, None)
         with self._changed:
-            self.results.put((self._numbers.pop(trial_id), error if result is None else result))
-            # Tune then sleeps for a tenth of a second unless something happens. The driver often has the next trial
-            # sooner; not always, for it may have to hear of another one first, and so the wait is short.
-            self._changed.wait_for(lambda: self._waiting or self._closed, timeout=NEXT_SECONDS)
+            self._results.append((self._numbers.pop(trial_id), error if result is None else result))
+            self._driver_waits = False
+            self._changed.notify_all()
+            # Tune would next sleep for a tenth of a second unless a trial ends. So the driver first says what is to run
+            # now, or that it must hear of another trial before it knows.
+            self._changed.wait_for(lambda: self._waiting or self._driver_waits or self._closed, timeout=NEXT_SECONDS)
 
 
 def searcher(handout: _Handout) -> Searcher:
@@ -329,12 +346,27 @@ def searcher(handout: _Handout) -> Searcher:
     return FromTheDriver()
 
 
-def witness(handout: _Handout) -> TrialScheduler:
-    """Runs trials in the order in which they come, and sees why one ended: Tune tells its searcher only that it did."""
+def witness(handout: _Handout, workers: int) -> TrialScheduler:
+    """Runs trials in the order in which they come, keeps actors warm, and sees why a trial ended.
+
+    Tune tells its searcher only that it did.
+    """
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import FIFOScheduler
 
     class Witness(FIFOScheduler):
+        _kept: Any = None
+
+        def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+            # Where the driver must hear of several trials before it knows the next, Tune would drop all free actors but
+            # one, and start them again. Only those of one size are kept: others would hold resources for nothing.
+            cache, size = getattr(tune_controller, "_actor_cache", None), trial.placement_group_factory
+            if cache is not None and size != self._kept:
+                if self._kept is not None:
+                    cache.decrease_max(self._kept, workers)
+                cache.increase_max(size, workers)
+                self._kept = size
+
         def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
             # Tune gives a trial to an actor that it keeps warm, and gives the trial up where that has died meanwhile.
             handout.saw_error(trial.trial_id, trial.status != Trial.PENDING, last_line(trial.error_file))

@@ -19,6 +19,7 @@ from nasplat.search.worker import log_of, resolve_warm
 
 PROGRESS_SECONDS = 0.5
 STUCK_SECONDS = 5.0
+START_SECONDS = 10.0
 
 
 class Worker:
@@ -28,6 +29,7 @@ class Worker:
         evaluate: `module:function`; imported once.
         trial_seconds: the longest that a trial may take.
         progress: the actor that collects progress.
+        workers: how many of these there will be.
         data: key and reference of the data set that all workers of a node share.
         path: folders where the driver finds the user's modules; Ray passes on only the current one.
     """
@@ -37,6 +39,7 @@ class Worker:
         evaluate: str,
         trial_seconds: float | None,
         progress: Any,
+        workers: int,
         data: tuple[str, Any] | None,
         path: Sequence[str] = (),
     ) -> None:
@@ -46,6 +49,7 @@ class Worker:
         import ray
 
         progress.join.remote(ray.get_runtime_context().current_actor)
+        self._workers, self._started = workers, time.monotonic()
         self._error: tuple[str, str] | None = None
         try:
             self._evaluate = resolve_warm(evaluate)
@@ -67,6 +71,7 @@ class Worker:
         try:
             with log_of(Path(trial.directory)):
                 record = run_trial(self._evaluate, trial, self._reporter(trial.number))
+            self._await_others()
             return {"record": json.dumps(record.to_json()), "memory": memory_share()}
         except NasplatError as error:
             return {"error": (error.message, error.advice)}
@@ -74,6 +79,20 @@ class Worker:
             if deadline is not None:
                 deadline.cancel()
                 faulthandler.cancel_dump_traceback_later()
+
+    def _await_others(self) -> None:
+        """Waits until all workers are there, or should be.
+
+        Tune gives the next trial to a worker that is free, and ends the one that it was starting for it: trials that
+        are shorter than a start would all run on one worker while others start in vain.
+        """
+        import ray
+
+        while time.monotonic() - self._started < START_SECONDS and self._workers:
+            if len(ray.get(self._progress.members.remote())) >= self._workers:
+                self._workers = 0  # they are there
+            else:
+                time.sleep(0.05)
 
     def _deadline(self, trial: TrialSpec) -> threading.Timer | None:
         """Ends this process when the trial takes too long. Its record stands by then, so that it is not run again.

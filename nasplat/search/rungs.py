@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from nasplat.core.experiment import EarlyStopping
 from nasplat.core.front import Goal
@@ -11,10 +12,11 @@ from nasplat.search.early_stopping import RULES, rung_shares
 from nasplat.search.history import History, Proposal
 
 FEWEST = 8
+T = TypeVar("T")
 
 
 class Rungs:
-    """Reads everything from the history, and remembers nothing.
+    """Reads everything from the history, and keeps nothing but what it has worked out of a proposal.
 
     Args:
         settings: None trains every trial to its end.
@@ -23,6 +25,7 @@ class Rungs:
 
     def __init__(self, settings: EarlyStopping | None, goals: Sequence[Goal]) -> None:
         self._goals = goals
+        self._known: dict[tuple[str, int, int], tuple[Proposal, Any]] = {}
         self.shares: tuple[float, ...] = (1.0,)
         if settings is not None:
             self.shares = rung_shares(settings.reduction, settings.rungs)
@@ -77,7 +80,18 @@ class Rungs:
                 return rung
         return 0
 
+    def _once(self, work: Callable[[Proposal, int], T], proposal: Proposal, rung: int) -> T:
+        """What is the same for a proposal as long as it does not change; a search asks it again at every trial."""
+        key = (work.__name__, proposal.number, rung)
+        known = self._known.get(key)
+        if known is None or known[0] is not proposal:
+            known = self._known[key] = (proposal, work(proposal, rung))
+        return cast(T, known[1])
+
     def _at(self, proposal: Proposal, rung: int) -> Proposal:
+        return self._once(self._shown_at, proposal, rung)
+
+    def _shown_at(self, proposal: Proposal, rung: int) -> Proposal:
         if proposal.state not in ("running", "complete", "stopped"):
             return proposal
         if not self._is_judged(proposal, rung):
@@ -90,6 +104,9 @@ class Rungs:
         return proposal.state in ("failed", "infeasible") and proposal.rung <= rung
 
     def _judged(self, proposal: Proposal, rung: int) -> dict[str, float]:
+        return self._once(self._measured_at, proposal, rung)
+
+    def _measured_at(self, proposal: Proposal, rung: int) -> dict[str, float]:
         """The metrics at a rung; none of a trial that failed there or before."""
         if len(proposal.rungs) > rung:
             return {**proposal.metrics, **proposal.rungs[rung]}

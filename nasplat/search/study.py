@@ -81,6 +81,7 @@ class SearchStudy:
         self._distributions = distributions(space)
         self._trial_ids: dict[int, int] = {}
         self._proposals: dict[int, Proposal] = {}
+        self._history: History | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -90,10 +91,13 @@ class SearchStudy:
         self._trial_ids = {trial.number: trial._trial_id for trial in trials}
         ours = [trial for trial in trials if "digest" in trial.user_attrs]
         self._proposals = {trial.number: read_proposal(trial, self.space, self.goals) for trial in ours}
+        self._history = None
 
     @property
     def history(self) -> History:
-        return History(self._proposals.values(), next_number=len(self._trial_ids))
+        if self._history is None:  # the driver looks often, and what a history has counted is kept with it
+            self._history = History(self._proposals.values(), next_number=len(self._trial_ids))
+        return self._history
 
     def proposal(self, number: int) -> Proposal:
         return self._proposals[number]
@@ -258,6 +262,7 @@ class SearchStudy:
         proposal = read_proposal(trial, self.space, self.goals)
         self._trial_ids[trial.number] = trial_id
         self._proposals[trial.number] = proposal
+        self._history = None
         return proposal
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -267,7 +268,15 @@ def test_a_cluster_that_is_not_there_or_too_small_is_told(four: Any, tmp_path: P
     started = time.monotonic()
     with pytest.raises(NasplatError, match=r"no Ray cluster at 127\.0\.0\.1:9") as caught:
         search(tmp_path, address="127.0.0.1:9")
-    assert "scripts/ray_cluster" in caught.value.advice and time.monotonic() - started < 30
+    assert "scripts/ray_cluster" in caught.value.advice
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        threading.Thread(
+            target=lambda: other.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), daemon=True
+        ).start()
+        with pytest.raises(NasplatError, match="something else than Ray listens there"):
+            search(tmp_path, address=f"127.0.0.1:{port}")
+    assert time.monotonic() - started < 30
     with pytest.raises(NasplatError, match="asks for 9 CPU, and the nodes have 1 CPU; 1 CPU"):
         search(tmp_path, address=four.address, executor={"cpus": 9})
     with pytest.raises(NasplatError, match=r"0\.5 GPU"):
