@@ -255,6 +255,8 @@ def simulation(durations: Sequence[float]) -> list[Row]:
         ):
             if strategy in ("gp", "local_search") and workers > 512:
                 continue  # they would not have come to their first decision when the last trial starts
+            if stopping and workers > 512:
+                continue  # every result ranks all trials of its rung: at 4,096 that keeps the workers waiting
             rows.append(simulate(strategy, workers, trials, durations, stopping))
             print(*rows[-1], flush=True)
     return rows

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from nasplat.jobs.prune import prune
+from nasplat.jobs.pruning_file import load_pruning
 from nasplat.jobs.search import prepare, run_and_report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"<!-- file: (?P<name>[\w.]+) -->\n```(?:yaml|python|csv)\n(?P<text>.*?)```", re.DOTALL)
 FILES = {match["name"]: match["text"] for match in BLOCK.finditer(README)}
-EXPERIMENTS = sorted(name for name in FILES if name.endswith(".yaml"))
+PRUNINGS = sorted(name for name, text in FILES.items() if name.endswith(".yaml") and text.startswith("model:"))
+EXPERIMENTS = sorted(name for name in FILES if name.endswith(".yaml") and name not in PRUNINGS)
 
 
 @pytest.fixture
@@ -39,6 +42,16 @@ def test_an_experiment_of_the_readme_searches(folder: Path, name: str) -> None:
     assert outcome.complete == 2
     assert outcome.front
     assert (folder / outcome.paths["report"]).stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("name", PRUNINGS)
+def test_a_pruning_of_the_readme_prunes(folder: Path, name: str) -> None:
+    small = ["train.steps=2", "train.batch_size=16", "sparsity.train={steps: 2}", "device=cpu"]
+    outcome = prune(load_pruning(folder / name, small), folder / "runs/it")
+    stages = outcome.pruned.stages
+    assert [stage.title for stage in stages] == ["original", "sparse", "step 1", "step 2"]
+    assert 0.3 < stages[-1].macs / stages[0].macs <= 0.4
+    assert (folder / "runs/it/network/model.onnx").exists() and outcome.paths["report"].exists()
 
 
 def test_every_block_with_code_is_one_of_the_tested_files() -> None:

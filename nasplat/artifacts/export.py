@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import logging
+import runpy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.files import atomic_folder, read_json, write_bytes, write_json, write_text
-from nasplat.artifacts.model_card import ModelCard, metadata, model_card
+from nasplat.artifacts.model_card import Description, ModelCard, metadata, model_card
+from nasplat.artifacts.recipe import RECIPE
 from nasplat.artifacts.weights import load_into, save_weights
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
     Outputs = dict[str, Tensor]
 
 FORMATS = ("safetensors", "onnx", "torch_export")
-ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
 PROGRAM = "model.pt2"
 CARD = "README.md"
+EXTRA = "load.py"
 INPUT = "images"
 BATCH = "batch"
 
@@ -58,14 +60,15 @@ class Exported:
 
 def export(
     network: nn.Module,
-    architecture: Architecture,
+    description: Description,
     input_shape: Sequence[int],
     directory: Path | str,
     formats: Sequence[str] = FORMATS,
     card: ModelCard | None = None,
     output_names: Sequence[str] = (),
+    script: str = "",
 ) -> Exported:
-    """Writes architecture.json, the formats that are asked for, and a model card; all of them or nothing.
+    """Writes the description, the formats that are asked for, and a model card; all of them or nothing.
 
     Every file is loaded back, and its outputs on random images, at two batch sizes, are compared with the network's.
     An earlier export in the same directory is replaced as a whole, since its files belong to other weights.
@@ -73,12 +76,13 @@ def export(
     Args:
         network: in any mode on any device; it is not changed. Takes `(N, C, H, W)`, returns a tensor or several by
             name.
-        architecture: of the network.
+        description: of the network: an `Architecture`, or the `Recipe` of a pruned one.
         input_shape: `(C, H, W)`.
         directory: to write; made where it is not there.
         formats: of `FORMATS`.
         card: what the model card should say; what one needs to prepare images also goes into the files.
         output_names: of what the network returns, where it returns no dict; `output` where there are none.
+        script: text of a load.py with a function `load()` that makes the network from the other files; it is run once.
 
     Raises:
         NasplatError: an unknown format, a directory that holds other files, a network that a backend cannot express, a
@@ -92,18 +96,21 @@ def export(
     expected = [_outputs(module, images, output_names) for images in examples]
     _check_finite(expected)
     names = tuple(expected[0])
-    texts = metadata(card, architecture)
+    texts = metadata(card, description)
     differences: dict[str, float] = {}
     with atomic_folder(directory) as folder:
-        write_json(folder / ARCHITECTURE, architecture.to_json())
-        if Architecture.from_json(read_json(folder / ARCHITECTURE)) != architecture:
-            raise NasplatError(f"{ARCHITECTURE} read back is another architecture")
-        differences[ARCHITECTURE] = 0.0
+        write_json(folder / description.filename, description.to_json())
+        if type(description).from_json(read_json(folder / description.filename)).digest != description.digest:
+            raise NasplatError(f"{description.filename} read back is another network")
+        differences[description.filename] = 0.0
         if "safetensors" in formats:
             save_weights(module, folder / WEIGHTS, {**texts, "format": "pt"})
             differences[WEIGHTS] = _compare(
                 WEIGHTS, _weights_runner(module, folder / WEIGHTS, names), examples, expected
             )
+        if script:
+            write_text(folder / EXTRA, script)
+            differences[EXTRA] = _compare(EXTRA, _script_runner(folder / EXTRA, names), examples, expected)
         if {"onnx", "torch_export"} & set(formats):
             program = _traced(module, input_shape)
             if "torch_export" in formats:
@@ -113,7 +120,7 @@ def export(
                 _write_onnx(program, folder / ONNX, names, texts)
                 differences[ONNX] = _compare(ONNX, _onnx_runner(folder / ONNX, names), examples, expected)
         shapes = {name: tuple(value.shape[1:]) for name, value in expected[0].items()}
-        write_text(folder / CARD, model_card(card, architecture, input_shape, shapes, differences))
+        write_text(folder / CARD, model_card(card, description, input_shape, shapes, differences))
     return Exported(directory, (*differences, CARD), differences)
 
 
@@ -123,7 +130,7 @@ def _check(formats: Sequence[str], directory: Path) -> None:
         raise NasplatError(f"unknown export format {unknown[0]!r}", f"the formats are {', '.join(FORMATS)}")
     if directory.exists() and not directory.is_dir():
         raise NasplatError(f"cannot export to {directory}: it is a file", "choose another folder")
-    own = {ARCHITECTURE, WEIGHTS, ONNX, PROGRAM, CARD}
+    own = {Architecture.filename, RECIPE, WEIGHTS, ONNX, PROGRAM, CARD, EXTRA}
     others = sorted(path.name for path in directory.iterdir() if path.name not in own) if directory.exists() else []
     if others:
         raise NasplatError(
@@ -208,6 +215,11 @@ def _weights_runner(module: nn.Module, path: Path, names: Sequence[str]) -> Call
         tensor.zero_()
     load_into(empty, path)
     return lambda images: _outputs(empty, images, names)
+
+
+def _script_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]:
+    loaded = runpy.run_path(str(path))["load"]()
+    return lambda images: _outputs(loaded.eval(), images, names)
 
 
 def _traced(module: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:

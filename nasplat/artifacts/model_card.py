@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from nasplat.artifacts.metric_names import label, text
 from nasplat.artifacts.run_directory import short
-from nasplat.core.architecture import Architecture
 from nasplat.core.cost import Cost
 
 
@@ -32,6 +31,7 @@ class ModelCard:
         trial: of the search, where the architecture was found.
         searched: its digest there; another than that of the exported one where it was rebuilt at another size.
         notes: sentences that a reader should know.
+        origin: what it is, in a sentence.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ModelCard:
     trial: int | None = None
     searched: str = ""
     notes: Sequence[str] = ()
+    origin: str = "An image network found by nasplat."
 
 
 LARGEST_PIXEL = 255  # images are uint8 wherever nasplat trains on them
@@ -70,6 +71,14 @@ LOADING: dict[str, tuple[str, str]] = {
         'from safetensors.torch import load_file\nweights = load_file("weights.safetensors")\n'
         "network.load_state_dict(weights)  # the module of model.pt2, or one of your own with these names",
     ),
+    "load.py": (
+        "makes the network again with torch and safetensors alone, to train it on or to change it",
+        "from load import load\nnetwork = load()  # an ordinary torch module",
+    ),
+    "recipe.json": (
+        "what was done to the original network, as plain data, and a digest",
+        'from nasplat.networks.rebuild import load_pruned  # checks the hashes, too\nnetwork = load_pruned(".")',
+    ),
     "architecture.json": (
         "the choices that make the architecture, and its digest",
         'import json\narchitecture = json.load(open("architecture.json"))\nprint(architecture["values"])',
@@ -77,7 +86,30 @@ LOADING: dict[str, tuple[str, str]] = {
 }
 
 
-def metadata(card: ModelCard, architecture: Architecture) -> dict[str, str]:
+class Description(Protocol):
+    """What tells a network apart from others, as plain data: an `Architecture`, or a `Recipe`.
+
+    Attributes:
+        filename: under which it lies beside the weights.
+        digest: of the whole.
+        values: what a reader wants to see of it.
+    """
+
+    filename: ClassVar[str]
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Description: ...
+
+
+def metadata(card: ModelCard, architecture: Description) -> dict[str, str]:
     """What travels within the files themselves, as texts: lists as JSON, numbers at full precision."""
     texts = {"digest": architecture.digest}
     if _rebuilt(card, architecture):
@@ -94,13 +126,13 @@ def metadata(card: ModelCard, architecture: Architecture) -> dict[str, str]:
     return texts
 
 
-def _rebuilt(card: ModelCard, architecture: Architecture) -> bool:
+def _rebuilt(card: ModelCard, architecture: Description) -> bool:
     return bool(card.searched) and card.searched != architecture.digest
 
 
 def model_card(
     card: ModelCard,
-    architecture: Architecture,
+    architecture: Description,
     input_shape: Sequence[int],
     outputs: Mapping[str, Sequence[int]],
     differences: Mapping[str, float],
@@ -109,14 +141,14 @@ def model_card(
 
     Args:
         card: what the exporter knows.
-        architecture: the exported one.
+        architecture: what describes the exported network.
         input_shape: `(C, H, W)`.
         outputs: name and shape without the batch.
         differences: of every exported file, the largest absolute difference of its outputs from the module's.
     """
     parts = [
         f"# {card.name}: {_heading(card, architecture)}",
-        "An image network found by nasplat. Every file here was loaded back, and its outputs were compared with those "
+        f"{card.origin} Every file here was loaded back, and its outputs were compared with those "
         "of the network it was made from.",
         _table(("", ""), _facts(card, architecture, input_shape, outputs)),
     ]
@@ -132,7 +164,7 @@ def model_card(
     parts.append("## Files, and how to load them without nasplat")
     for name, (what, code) in LOADING.items():
         if name in differences:
-            verdict = "" if name == "architecture.json" else f"; {_verdict(differences[name])}"
+            verdict = "" if name == architecture.filename else f"; {_verdict(differences[name])}"
             parts += [f"**{name}** — {what}{verdict}", f"```python\n{code}\n```"]
     for title, settings in (("Training", card.training), ("Search space", card.space)):
         if settings:
@@ -145,7 +177,7 @@ def model_card(
 
 
 def _facts(
-    card: ModelCard, architecture: Architecture, input_shape: Sequence[int], outputs: Mapping[str, Sequence[int]]
+    card: ModelCard, architecture: Description, input_shape: Sequence[int], outputs: Mapping[str, Sequence[int]]
 ) -> list[tuple[str, str]]:
     facts = [("digest", f"`{architecture.digest}`")]
     if card.trial is not None:
@@ -163,7 +195,7 @@ def _facts(
     return facts
 
 
-def _heading(card: ModelCard, architecture: Architecture) -> str:
+def _heading(card: ModelCard, architecture: Description) -> str:
     """Both digests where there are two: that of the search, after which the folder is named, and the network's own."""
     own = short(architecture.digest)
     return f"{short(card.searched)}, rebuilt as {own}" if _rebuilt(card, architecture) else own

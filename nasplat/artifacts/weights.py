@@ -59,7 +59,7 @@ def save_weights(
         tensors[name] = plain
     texts = {key: str(value) for key, value in (metadata or {}).items()}
     try:
-        data = save(tensors, metadata={**texts, CHECKSUM: _checksum(tensors)})
+        data = save(tensors, metadata={**texts, CHECKSUM: checksum(tensors)})
     except Exception as error:  # what a format library raises is no contract
         raise NasplatError(f"cannot write {path}: {error}", "store dense tensors of a usual type") from error
     write_bytes(Path(path), data)
@@ -82,7 +82,7 @@ def load_weights(path: Path | str, device: str = "cpu") -> dict[str, Tensor]:
         raise file_error(error, Path(path), "read") from error
     except Exception as error:
         raise NasplatError(f"the weights in {path} are damaged or cut short: {error}", _AGAIN) from error
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(tensors):
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors):
         raise NasplatError(f"the weights in {path} are damaged: their checksum is another", _AGAIN)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
@@ -148,7 +148,7 @@ def _check_there(path: Path) -> None:
         )
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes; safetensors itself notices only what is cut short."""
     import torch
 

@@ -11,12 +11,13 @@ import typer
 
 from nasplat import __version__
 from nasplat.artifacts.files import file_error
-from nasplat.cli import doctor, export, profile, report, schema, search, spaces, status, train
+from nasplat.cli import doctor, export, profile, prune, report, schema, search, spaces, status, train
 from nasplat.core.errors import NasplatError
 from nasplat.jobs.command import command
 
 app = typer.Typer(
-    help="Neural architecture search: from images and a budget to a Pareto front of networks.",
+    help="Neural architecture search and compression: from images and a budget to a Pareto front of networks, and "
+    "from a trained network to a smaller one.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -27,6 +28,7 @@ for verb, example in (
     (report.report, "runs/quickstart"),
     (export.export, "runs/quickstart --top 3"),
     (train.train, "runs/quickstart --top 3 --seeds 3"),
+    (prune.prune, "--model torchvision.models:resnet18 --checkpoint my.pth --data ./images --macs 0.5"),
     (spaces.spaces, "darts"),
     (profile.profile, "resnet18"),
     (doctor.doctor, ""),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from nasplat.core.choice import Option, Values
 from nasplat.core.errors import NasplatError
@@ -37,6 +37,7 @@ class Architecture:
     identity: str
     values: Values
     digest: str = field(init=False)
+    filename: ClassVar[str] = "architecture.json"
 
     def __post_init__(self) -> None:
         values: dict[str, Option] = dict(self.values)

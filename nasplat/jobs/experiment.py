@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from nasplat.core.cost import COSTS
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.experiment import Experiment, Train
+from nasplat.core.experiment import Experiment, Section, Train
 from nasplat.jobs.command import command
 from nasplat.jobs.explain import dotted, explain
 from nasplat.jobs.yaml_file import Location, YamlFile, parse, read_yaml, shown
@@ -59,7 +59,7 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     add_user_code(path)
     updates: dict[str, Any] = {"space": _space(source, experiment.space)}
     if experiment.data.path is not None:
-        data_path = _find(experiment.data.path, source, ("data", "path"))
+        data_path = found_file(experiment.data.path, source, ("data", "path"))
         updates["data"] = experiment.data.model_copy(update={"path": str(data_path)})
     if "name" not in source.data:
         updates["name"] = path.stem
@@ -75,8 +75,8 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 def validate(source: YamlFile) -> Experiment:
     """Checks the keys and values of an experiment; touches no other file."""
-    _no_empty_sections(source)
-    _text_keys(source.data, source, ())
+    no_empty_sections(source, Experiment)
+    text_keys(source.data, source, ())
     score = source.data.get("score")
     if isinstance(score, dict) and score.get("probe") == "none":
         score["probe"] = None
@@ -84,20 +84,25 @@ def validate(source: YamlFile) -> Experiment:
         experiment = Experiment.model_validate(source.data)
     except ValidationError as error:
         raise explain(error, source) from error
-    for location, known in KNOWN_NAMES.items():
-        given = getattr(getattr(experiment, str(location[0])), str(location[1]))
-        for name in (given,) if isinstance(given, str) else given or ():
-            if ":" not in name and name not in known:
-                raise NasplatError(
-                    f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
-                    f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
-                )
+    check_names(experiment, source)
     _check_metrics(experiment, source)
     try:
         final_train(experiment)
     except ValidationError as error:
         raise explain(error, source, ("final", "train")) from error
     return experiment
+
+
+def check_names(settings: Section, source: YamlFile) -> None:
+    """Raises NasplatError: a name that stands for nothing of nasplat's and is no function of the user's."""
+    for location, known in KNOWN_NAMES.items():
+        given = getattr(getattr(settings, str(location[0]), None), str(location[1]), None)
+        for name in (given,) if isinstance(given, str) else given or ():
+            if ":" not in name and name not in known:
+                raise NasplatError(
+                    f"{source.place(location)}: {dotted(location)} cannot be {name!r}",
+                    f"{nearest(name, known)}allowed: {', '.join(known)}, or module:function of your own",
+                )
 
 
 def _check_metrics(experiment: Experiment, source: YamlFile) -> None:
@@ -156,7 +161,8 @@ def find_file(name: str, beside: Path) -> Path | None:
     return None
 
 
-def _find(name: str, source: YamlFile, location: Location) -> Path:
+def found_file(name: str, source: YamlFile, location: Location) -> Path:
+    """`find_file`, or an error with the place where it is named."""
     found = find_file(name, source.path)
     if found is None:
         beside = shown(source.path.resolve().parent)
@@ -224,9 +230,9 @@ def _with_files(space: YamlFile) -> dict[str, Any]:
     found = dict(space.data)
     if found["family"] == "tabular":
         if isinstance(found.get("table"), str):
-            found["table"] = str(_find(found["table"], space, ("table",)))
+            found["table"] = str(found_file(found["table"], space, ("table",)))
         if isinstance(found.get("network"), str):
-            found["network"] = _checked_space(read_yaml(_find(found["network"], space, ("network",))))
+            found["network"] = _checked_space(read_yaml(found_file(found["network"], space, ("network",))))
     return found
 
 
@@ -272,14 +278,15 @@ def override(source: YamlFile, change: str) -> None:
     source.places[location] = f"--set {change}"
 
 
-def _no_empty_sections(source: YamlFile) -> None:
+def no_empty_sections(source: YamlFile, what: type[Section]) -> None:
     """`train:` with nothing under it means the defaults, as a reader would expect."""
-    for name, field in Experiment.model_fields.items():
+    for name, field in what.model_fields.items():
         if name in source.data and source.data[name] is None and field.default_factory is not None:
             source.data[name] = {}
 
 
-def _text_keys(data: Any, source: YamlFile, location: Location) -> None:
+def text_keys(data: Any, source: YamlFile, location: Location) -> None:
+    """Raises NasplatError: a key is not text."""
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
@@ -287,4 +294,4 @@ def _text_keys(data: Any, source: YamlFile, location: Location) -> None:
                     f"{source.place((*location, key))}: the key {key!r} is not text",
                     "quote it if it is meant as a name",
                 )
-            _text_keys(value, source, (*location, key))
+            text_keys(value, source, (*location, key))

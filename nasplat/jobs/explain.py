@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.experiment import Experiment
+from nasplat.core.experiment import Experiment, Section
 from nasplat.jobs.yaml_file import Location, YamlFile
 
 if TYPE_CHECKING:
@@ -20,12 +20,15 @@ def dotted(location: Location) -> str:
     return ".".join(str(key) for key in location)
 
 
-def explain(error: ValidationError, source: YamlFile, section: Location = ()) -> NasplatError:
+def explain(
+    error: ValidationError, source: YamlFile, section: Location = (), what: type[Section] = Experiment
+) -> NasplatError:
     """What is wrong in one line and what to do in another; of several mistakes each in a line of its own.
 
     Args:
         section: where in the file the validated data stand: the whole of it, or ("final", "train"), whose keys are
             those of the section train.
+        what: the file as a whole.
     """
     data: Any = source.data
     for key in section:
@@ -34,7 +37,7 @@ def explain(error: ValidationError, source: YamlFile, section: Location = ()) ->
     for one in sorted(error.errors(), key=lambda one: one["type"] == "missing"):
         inside = _without_branches(one["loc"], data)
         if inside not in found and not _mistyped(one, inside, found):
-            found[inside] = _mistake(one, inside, source, section)
+            found[inside] = _mistake(one, inside, source, section, what.model_json_schema())
     order = {location: number for number, location in enumerate(source.places)}
     mistakes = [
         found[inside] for inside in sorted(found, key=lambda inside: order.get((*section, *inside), len(order)))
@@ -42,7 +45,9 @@ def explain(error: ValidationError, source: YamlFile, section: Location = ()) ->
     if len(mistakes) == 1:
         return NasplatError(mistakes[0].what, mistakes[0].hint + mistakes[0].advice)
     lines = [f"{one.what}; {one.hint.strip() or one.advice}" for one in mistakes]
-    return NasplatError(f"the experiment has {len(mistakes)} mistakes", "\n".join(lines))
+    return NasplatError(
+        f"the {what.__name__.removesuffix('File').lower()} has {len(mistakes)} mistakes", "\n".join(lines)
+    )
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,16 @@ def _mistyped(error: ErrorDetails, inside: Location, found: Mapping[Location, _M
     return error["type"] == "missing" and any(f"{inside[-1]!r}" in other.hint for other in beside)
 
 
-def _mistake(error: ErrorDetails, inside: Location, source: YamlFile, section: Location) -> _Mistake:
+def _mistake(
+    error: ErrorDetails, inside: Location, source: YamlFile, section: Location, schema: Mapping[str, Any]
+) -> _Mistake:
     place, key = source.place((*section, *inside)), dotted((*section, *inside))
     described = ("train", *inside) if section else inside
-    schema = Experiment.model_json_schema()
     if error["type"] == "extra_forbidden":
         known = list(_node(schema, described[:-1]).get("properties", {}))
         parent = dotted((*section, *inside[:-1]))
-        holder = f"section {parent} has" if parent else "an experiment has"
+        article = {"Experiment": "an experiment"}.get(schema["title"], "a pruning")
+        holder = f"section {parent} has" if parent else f"{article} has"
         what = f"{place}: {holder} no key {str(inside[-1])!r}"
         return _Mistake(what, nearest(str(inside[-1]), known), f"allowed: {', '.join(known)}")
     if error["type"] == "missing":

@@ -45,6 +45,8 @@ def profile_model(name: str, input_shape: tuple[int, int, int] | None) -> tuple[
 
 
 def _network(name: str, input_shape: tuple[int, int, int] | None) -> tuple[nn.Module, str, tuple[int, int, int]]:
+    from nasplat.jobs.experiment import add_user_code
+    from nasplat.jobs.models import make_model
     from nasplat.jobs.runs import is_run, open_run
 
     path = Path(name)
@@ -53,7 +55,8 @@ def _network(name: str, input_shape: tuple[int, int, int] | None) -> tuple[nn.Mo
         module, title = _best(run) if is_run(path) else _of_run(run, path.name)
         return module, title, input_shape or run.space.problem.input_shape
     if ":" in name:
-        return _user_module(name), name, input_shape or (3, 224, 224)
+        add_user_code(Path.cwd() / "here")
+        return make_model(name, {}), name, input_shape or (3, 224, 224)
     return _torchvision_model(name), f"{name} of torchvision", input_shape or (3, 224, 224)
 
 
@@ -75,19 +78,6 @@ def _of_run(run: Run, name: str) -> tuple[nn.Module, str]:
     space, _, _ = final_network(run, candidate)
     module = space.build(space.canonical(candidate.architecture.values))
     return module, f"{candidate.name}{FINAL} of {run.directory}, as nasplat train rebuilt it"
-
-
-def _user_module(name: str) -> nn.Module:
-    from torch import nn
-
-    from nasplat.core.user_function import load_function
-    from nasplat.jobs.experiment import add_user_code
-
-    add_user_code(Path.cwd() / "here")
-    module = load_function(name, "model")()
-    if not isinstance(module, nn.Module):
-        raise NasplatError(f"{name} returned a {type(module).__name__}", "it takes nothing and returns a torch module")
-    return module
 
 
 def _torchvision_model(name: str) -> nn.Module:

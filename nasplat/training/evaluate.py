@@ -20,10 +20,7 @@ my_metrics:worst_class}`, a number becomes the first metric of `maximise`; a met
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +32,7 @@ from nasplat.core.experiment import Score
 from nasplat.core.user_function import load_function
 from nasplat.training.devices import memory_guard
 from nasplat.training.features import evaluating
+from nasplat.training.latency import latencies
 from nasplat.training.probes import extract_features, knn, linear_probe
 
 if TYPE_CHECKING:
@@ -44,14 +42,6 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 PROBES = ("linear", "knn")
 METRIC_ARGUMENTS = ("network", "dataset", "device")
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds for one forward pass: the median, and the spread (the interquartile range)."""
-
-    median: float
-    spread: float
 
 
 def evaluation_loader(dataset: Dataset, split: Split, device: torch.device, batch_size: int = 512) -> Loader:
@@ -108,7 +98,7 @@ def judge(
         network.to(device)
         metrics = _probe(network, dataset, score, device, split, seed)
         if "latency" in named:
-            measured = latency(network, dataset.problem.input_shape, device)
+            (measured,) = latencies((network,), dataset.problem.input_shape, device)
             metrics |= {"latency": measured.median, "latency_spread": measured.spread}
         for name in named:
             if ":" in name and name not in metrics:
@@ -155,41 +145,3 @@ def _named(value: Any, name: str) -> dict[str, float]:
     except (TypeError, ValueError) as error:
         message = f"{name}: a metric must be a number, or a dictionary of numbers, not {type(value).__name__}"
         raise NasplatError(message) from error
-
-
-def latency(
-    network: nn.Module,
-    input_shape: tuple[int, int, int],
-    device: torch.device,
-    batch: int = 1,
-    *,
-    repetitions: int = 30,
-    seconds: float = 1.0,
-) -> Latency:
-    """Times the forward pass in eval mode and float32, the copy of the images to the device left out.
-
-    Args:
-        repetitions: at most so many, after a fifth as many to warm up.
-        seconds: no further repetition starts after that; there are at least three.
-    """
-    images = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    times: list[float] = []
-    with evaluating(network), torch.inference_mode():
-        for _ in range(max(1, repetitions // 5)):
-            network(images)
-        begin = time.perf_counter()
-        while len(times) < 3 or (len(times) < repetitions and time.perf_counter() - begin < seconds):
-            _wait(device)
-            start = time.perf_counter()
-            network(images)
-            _wait(device)
-            times.append((time.perf_counter() - start) * 1000)
-    quartiles = statistics.quantiles(times, n=4)
-    return Latency(quartiles[1], quartiles[2] - quartiles[0])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -33,10 +33,15 @@ def fit(
     stop: Callable[[], bool] | None = None,
     until: float = 1.0,
     shard: Shard = ALONE,
+    objective: Objective | None = None,
 ) -> TrainResult:
-    """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`."""
+    """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`.
+
+    Args:
+        objective: in place of the one that the settings name.
+    """
     with memory_guard("loading images"):
-        objective = make_objective(settings, dataset.problem, len(dataset.train))
+        objective = objective or make_objective(settings, dataset.problem, len(dataset.train))
         loader = training_loader(dataset, settings, objective, device, resident, shard)
     return train(
         network,

@@ -11,38 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from nasplat.cli.main import main
 from nasplat.jobs.status import status
+from tests.cli.conftest import Shell
 from tests.jobs.small import EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Shell:
-    """Runs commands in this process, in a folder with a small experiment; `code` is the last exit status."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        self.code: object = None
-        self.error = ""
-
-    def __call__(self, line: str) -> str:
-        self.monkeypatch.setattr(sys, "argv", ["nasplat", *line.split()])
-        try:
-            main()
-            self.code = 0
-        except SystemExit as end:
-            self.code = end.code or 0
-        out, self.error = self.capsys.readouterr()
-        return out
-
-
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    (tmp_path / "small.yaml").write_text(EXPERIMENT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    return Shell(monkeypatch, capsys)
 
 
 def test_a_table_is_searched_like_images(shell: Shell) -> None:

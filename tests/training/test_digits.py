@@ -20,8 +20,9 @@ from nasplat.core.graph import GraphBuilder, OperationGraph
 from nasplat.data.datasets import Dataset, load_dataset
 from nasplat.networks.graph_network import GraphNetwork, build_network
 from nasplat.training.devices import place
-from nasplat.training.evaluate import accuracy, evaluation_loader, judge, latency
+from nasplat.training.evaluate import accuracy, evaluation_loader, judge
 from nasplat.training.fit import fit, training_loader
+from nasplat.training.latency import is_faster, latencies
 from nasplat.training.loop import TrainResult
 from nasplat.training.objectives import make_objective
 from nasplat.training.optimisers import make_optimiser, trainable
@@ -187,7 +188,9 @@ def test_latency_is_measured_where_it_is_asked_for() -> None:
             return result
 
     shape = digits().problem.input_shape
-    assert latency(Slower(), shape, CPU, repetitions=5).median > latency(network, shape, CPU).median
+    slower, faster = latencies((Slower(), network), shape, CPU, rounds=5)
+    assert is_faster(slower, faster) and not is_faster(faster, slower)
+    assert torch.is_grad_enabled()  # or nothing could be trained afterwards
 
 
 def test_an_unknown_probe_is_answered_with_the_nearest_name() -> None:

@@ -1,0 +1,62 @@
+"""From a pruning file, or from options of the command line alone, to a validated `PruningFile`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nasplat.core.pruning import PruningFile
+from nasplat.jobs.experiment import (
+    add_user_code,
+    check_names,
+    find_file,
+    found_file,
+    no_empty_sections,
+    override,
+    text_keys,
+)
+from nasplat.jobs.explain import explain
+from nasplat.jobs.yaml_file import YamlFile, read_yaml
+
+
+def load_pruning(path: Path | None, overrides: Iterable[str] = ()) -> PruningFile:
+    """Reads, completes and checks a pruning; all paths in it become absolute.
+
+    Args:
+        path: of the YAML file; None where the overrides say everything.
+        overrides: `section.key=value` each, with values in YAML.
+
+    Raises:
+        NasplatError: with file, line, key, the allowed values and the nearest right name.
+    """
+    if path is None:
+        path = Path.cwd() / "the command line"
+        source = YamlFile(path, {})
+    else:
+        path = find_file(str(path), Path.cwd() / path.name) or path
+        source = read_yaml(path)
+    for text in overrides:
+        override(source, text)
+    no_empty_sections(source, PruningFile)
+    for name in ("data", "train"):
+        if name in source.data and source.data[name] is None:
+            source.data[name] = {}
+    text_keys(source.data, source, ())
+    try:
+        settings = PruningFile.model_validate(source.data)
+    except ValidationError as error:
+        raise explain(error, source, what=PruningFile) from error
+    check_names(settings, source)
+    add_user_code(path)
+    updates: dict[str, Any] = {}
+    if settings.checkpoint is not None:
+        updates["checkpoint"] = str(found_file(settings.checkpoint, source, ("checkpoint",)))
+    if settings.data is not None and settings.data.path is not None:
+        found = found_file(settings.data.path, source, ("data", "path"))
+        updates["data"] = settings.data.model_copy(update={"path": str(found)})
+    if "name" not in source.data:
+        updates["name"] = path.stem if path.suffix else settings.model.rpartition(":")[2]
+    return settings.model_copy(update=updates)
