@@ -1,4 +1,4 @@
-"""nasplat: from images and a budget to a Pareto front of networks.
+"""nasplat: from images and a budget to a Pareto front of networks, and from a trained network to a smaller one.
 
 The command line does everything; this is the same in Python:
 
@@ -16,6 +16,9 @@ The command line does everything; this is the same in Python:
     load_into(network, run.front[0].folder.weights)
 
 `choice` is all that a network function of your own needs (see `nasplat.spaces.user`); importing it needs no torch.
+
+A trained network of any kind is made smaller by `nasplat.compression.prune.prune_network`; help(nasplat.compression.prune)
+shows how.
 """
 
 from nasplat.spaces.choosing import choice

@@ -1,12 +1,14 @@
-"""The JSON Schema of experiment files, by which editors complete, explain and check them."""
+"""The JSON Schemas of experiment and pruning files, by which editors complete, explain and check them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nasplat.core.experiment import Experiment
+from nasplat.core.pruning import PruningFile
 from nasplat.jobs.experiment import KNOWN_NAMES, family_parameters
 
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 USER_FUNCTION = {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "module:function of your own"}
 
 
@@ -15,11 +17,7 @@ def experiment_schema() -> dict[str, Any]:
     from nasplat.spaces.families import FAMILIES
 
     schema = Experiment.model_json_schema()
-    for (section, key), names in KNOWN_NAMES.items():
-        node = schema["$defs"][str(section).capitalize()]["properties"][key]
-        node.pop("type", None)
-        optional = [{"type": "null"}] if node.get("default") is None else []
-        node["anyOf"] = [{"enum": list(names)}, USER_FUNCTION, *optional]
+    _fill_in_names(schema)
     parameters: dict[str, list[str]] = {}
     for family in FAMILIES:
         for name in family_parameters(family):
@@ -44,4 +42,22 @@ def experiment_schema() -> dict[str, Any]:
             "additionalProperties": False,
         },
     ]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "nasplat experiment"}
+    return {"$schema": DRAFT, **schema, "title": "nasplat experiment"}
+
+
+def pruning_schema() -> dict[str, Any]:
+    """The same of pruning files."""
+    schema = PruningFile.model_json_schema()
+    _fill_in_names(schema)
+    return {"$schema": DRAFT, **schema, "title": "nasplat pruning"}
+
+
+def _fill_in_names(schema: dict[str, Any]) -> None:
+    """Writes into a schema which names stand for parts of nasplat, beside functions of the user's own."""
+    for (section, key), names in KNOWN_NAMES.items():
+        if str(section).capitalize() not in schema["$defs"]:
+            continue
+        node = schema["$defs"][str(section).capitalize()]["properties"][key]
+        node.pop("type", None)
+        optional = [{"type": "null"}] if node.get("default") is None else []
+        node["anyOf"] = [{"enum": list(names)}, USER_FUNCTION, *optional]
