@@ -302,9 +302,9 @@ def page(found: Mapping[str, list[Row]], options: argparse.Namespace) -> str:
         "The real driver, strategies and journal on one core; the durations are those of 54 real trainings on "
         f"Fashion-MNIST (record_curves.py), scaled to a mean of {TRIAL_SECONDS:g} s; the landscape `wide` of "
         "experiments/landscapes.py, two goals, seed 0. Utilisation is busy worker time; the driver's part is all that "
-        "it does for a trial; writes are lines of the journal a second; the volume is what trained networks "
-        "dominate, as a share of its box. Speed goes up with the workers until the last trials of a search leave most of them idle: "
-        "the utilisation is that of these short searches.",
+        "it does for a trial; writes are lines of the journal a second; the volume is what trained networks dominate, "
+        "as a share of its box. Speed goes up with the workers until the last trials of a search leave most of them "
+        "idle: the utilisation is that of these short searches.",
         "",
         *table(
             [

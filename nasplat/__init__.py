@@ -17,8 +17,7 @@ The command line does everything; this is the same in Python:
 
 `choice` is all that a network function of your own needs (see `nasplat.spaces.user`); importing it needs no torch.
 
-A trained network of any kind is made smaller by `nasplat.compression.prune.prune_network`; help(nasplat.compression.prune)
-shows how.
+A trained network of any kind is made smaller by `nasplat.compression.prune.prune_network`; that module shows how.
 """
 
 from nasplat.spaces.choosing import choice
