@@ -146,9 +146,10 @@ def page(found: dict[str, dict[str, Any]], names: list[str]) -> str:
         "",
         "Peak memory is that of the whole process when the analysis is done, with torch and the network. `proof` is "
         "the largest difference, relative to the largest output, between the pruned network and the original with "
-        "these channels zeroed, in float64. torch-pruning counts as running where its result runs and keeps the shape "
-        "of the output: nothing is proved there. Its seconds are those of building its graph, ours of everything up "
-        "to the groups.",
+        "these channels zeroed, in float64: 0 where an untrained network answers with zeros, which is why the same "
+        "proof is made with random weights, too. torch-pruning counts as running where its result runs and keeps the "
+        "shape of the output: nothing is proved there. Its seconds are those of building its graph, ours of "
+        "everything up to the groups.",
         "",
         f"The zero-padded shortcuts of the CIFAR ResNet are such a case: {padded_shortcuts()}",
         "",

@@ -10,7 +10,7 @@ import typer
 
 def doctor(
     address: Annotated[
-        str | None, typer.Option(help="Look at the nodes of this Ray cluster: auto, HOST:PORT or ray://…")
+        str | None, typer.Option(help="Look at the nodes of this Ray cluster: auto or HOST:PORT")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(exists=True, help="Data that every node of the cluster must see.")

@@ -26,7 +26,7 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Architectures to evaluate, in all.")] = None,
     executor: Annotated[Literal["inline", "processes", "ray"] | None, typer.Option(help="Where trials run.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once.")] = None,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, HOST:PORT or ray://…")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT")] = None,
     export: Annotated[
         Literal["best", "front", "none"], typer.Option(help="What is written as ONNX when it is done.")
     ] = "best",

@@ -196,7 +196,7 @@ class _Run:
             self._cut(graph, selection)
             cut = self._accuracy() if settings.train is not None else None
             if settings.train is not None:
-                self._fit(f"step-{step}", _share(settings.train, settings.steps))
+                self._fit(f"step-{step}", _share(settings.train, step, settings.steps))
             self._stage(f"step {step}", (selection.macs, selection.params), self._accuracy(), cut)
         if not selection.met and limits:
             names = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
@@ -392,14 +392,15 @@ def _data_name(dataset: Dataset | None) -> str:
     return "" if dataset is None else dataset.fingerprint
 
 
-def _share(settings: Train, steps: int) -> Train:
-    """The budget of one step."""
+def _share(settings: Train, step: int, steps: int) -> Train:
+    """The budget of one step: half of all for the last, from which nothing is taken any more."""
+    share = 1.0 if steps == 1 else 0.5 if step == steps else 0.5 / (steps - 1)
     if settings.steps is not None:
-        return _with_budget(settings, steps=max(1, settings.steps // steps))
+        return _with_budget(settings, steps=max(1, round(share * settings.steps)))
     if settings.epochs is not None:
-        return _with_budget(settings, epochs=settings.epochs / steps)
+        return _with_budget(settings, epochs=share * settings.epochs)
     assert settings.seconds is not None
-    return _with_budget(settings, seconds=settings.seconds / steps)
+    return _with_budget(settings, seconds=share * settings.seconds)
 
 
 def _with_budget(settings: Train, **budget: float) -> Train:

@@ -171,7 +171,7 @@ class Run(Section):
 
     executor: Literal["inline", "processes", "ray"] = "inline"
     address: str | None = Field(
-        None, description="of a Ray cluster: auto, HOST:PORT or ray://…; by default Ray is started on this machine"
+        None, description="of a Ray cluster: auto or HOST:PORT; by default Ray is started on this machine"
     )
     gpus: float | Literal["auto"] = Field(
         "auto",

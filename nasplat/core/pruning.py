@@ -77,7 +77,10 @@ class Pruning(Section):
     steps: int = Field(1, ge=1, description="1 is one-shot; more prune a little, fine-tune, and look again")
     sparsity: Sparsity | None = None
     recalibrate: bool = Field(True, description="measure the statistics of batch norm anew where there are images")
-    train: Train | None = Field(None, description="fine-tuning, shared out over the steps; none where left out")
+    train: Train | None = Field(
+        None,
+        description="fine-tuning: half of it after the last step, the rest shared by the others; none where left out",
+    )
     device: str = "auto"
     seed: int = Field(0, ge=0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from nasplat.jobs.yaml_file import read_yaml
 if TYPE_CHECKING:
     from torch import nn
 
-    from nasplat.artifacts.recipe import Recipe
     from nasplat.artifacts.report_pruning import LayerRow, PruningReport
     from nasplat.compression.prune import Pruned
     from nasplat.data.datasets import Dataset
@@ -88,6 +86,8 @@ def prune(
         told += [f"from {loaded.cast}"] * bool(loaded.cast)
         say(", ".join([f"{Path(settings.checkpoint).name} loaded", *told]))
     dataset = _dataset(settings)
+    if dataset is not None and settings.checkpoint is not None and settings.mean is None:
+        say("images are normalised by their own mean and deviation; set mean and std where the network wants others")
     shape = settings.input or (dataset.problem.input_shape if dataset else (3, 224, 224))
     inputs = (torch.zeros(1, *shape),)
     watch = Watch(say, on_progress)
@@ -97,7 +97,7 @@ def prune(
     warnings += [*pruned.notes, *_slower(latencies)]
     layers = _layers(original, pruned.module, shape)
     say("writing and checking the files")
-    paths = _write(directory, settings, original, pruned, shape, layers, dataset, warnings)
+    paths = _write(directory, settings, original, pruned, shape, dataset, warnings)
     report = _report(settings, pruned, latencies, layers, warnings, directory, paths)
     from nasplat.artifacts.report_pruning import write_pruning_report
 
@@ -160,27 +160,23 @@ def _slower(latencies: Mapping[int, tuple[Latency, Latency]]) -> list[str]:
 
 def _layers(original: nn.Module, smaller: nn.Module, shape: tuple[int, ...]) -> list[LayerRow]:
     from nasplat.artifacts.report_pruning import LayerRow
+    from nasplat.compression.files import width_of
     from nasplat.networks.counter import count
 
     before, after = ({layer.name: layer for layer in count(network, shape).layers} for network in (original, smaller))
     modules = (dict(original.named_modules()), dict(smaller.named_modules()))
     rows = []
     for name, layer in before.items():
-        width = _width(modules[0][name])
+        width = width_of(modules[0][name])
         if not layer.macs or width is None:
             continue
         left = after.get(name)
-        stays = (_width(modules[1][name]) if name in modules[1] else None) or 0
+        stays = (width_of(modules[1][name]) if name in modules[1] else None) or 0
         pairs = (
             (one, getattr(left, key) if left else 0) for key, one in (("macs", layer.macs), ("params", layer.params))
         )
         rows.append(LayerRow(name, type(modules[0][name]).__name__, (width, stays), *pairs))
     return rows
-
-
-def _width(module: nn.Module) -> int | None:
-    found = getattr(module, "out_channels", getattr(module, "out_features", getattr(module, "embed_dim", None)))
-    return found if isinstance(found, int) else None
 
 
 def _write(
@@ -189,13 +185,13 @@ def _write(
     original: nn.Module,
     pruned: Pruned,
     shape: tuple[int, ...],
-    layers: list[LayerRow],
     dataset: Dataset | None,
     warnings: list[str],
 ) -> dict[str, Path]:
     from nasplat.artifacts.export import export
     from nasplat.artifacts.model_card import ModelCard
     from nasplat.artifacts.recipe import SCRIPT_TEXT
+    from nasplat.compression.files import recipe_of
 
     first, last = pruned.stages[0], pruned.stages[-1]
     metrics: dict[str, float] = {
@@ -218,7 +214,7 @@ def _write(
         origin=f"{settings.model}, pruned by nasplat.",
         notes=warnings,
     )
-    recipe = _recipe(settings, original, pruned, shape, layers)
+    recipe = recipe_of(pruned, original, shape, settings.model, settings.arguments)
     options: dict[str, Any] = {"card": card, "script": SCRIPT_TEXT}
     folder = directory / NETWORK
     try:
@@ -227,26 +223,6 @@ def _write(
         warnings.append(f"no ONNX and no torch.export: {error.message}")
         exported = export(pruned.module, recipe, shape, folder, formats=("safetensors",), **options)
     return {"network": folder, **{name: folder / name for name in exported.files if name == "model.onnx"}}
-
-
-def _recipe(
-    settings: PruningFile, original: nn.Module, pruned: Pruned, shape: tuple[int, ...], layers: list[LayerRow]
-) -> Recipe:
-    from nasplat.artifacts.recipe import Recipe
-    from nasplat.artifacts.weights import checksum
-    from nasplat.networks.rebuild import carry_out
-
-    operations = [{"blocks": list(one)} if isinstance(one, tuple) else one.to_json() for one in pruned.operations]
-    _, attributes = carry_out(original, operations)
-    return Recipe(
-        settings.model,
-        settings.arguments,
-        operations,
-        [(path, name, value) for (path, name), value in attributes.items()],
-        {row.name: row.width for row in layers if row.width[0] != row.width[1]},
-        tuple(shape),
-        checksum(copy.deepcopy(pruned.module).float().state_dict()),  # as they are exported
-    )
 
 
 def _report(

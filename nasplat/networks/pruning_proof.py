@@ -22,8 +22,9 @@ from nasplat.core.errors import NasplatError
 from nasplat.networks.channel_export import export
 from nasplat.networks.surgery import bare, operate, plan
 
-# Largest difference, relative to the largest output, by type.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
+# Largest difference, relative to the largest output, by type. Some forwards calculate a part in float32 whatever their
+# type, as linear attention in timm does.
+TOLERANCES = {torch.float64: 1e-7, torch.float32: 2e-3}
 _ADVICE = "this group cannot be pruned in this network; leave it whole and report the case"
 
 

@@ -73,7 +73,7 @@ def _same_cluster(address: str | None) -> None:
     import ray
 
     here = ray.get_runtime_context().gcs_address
-    if address is not None and ":" in address and not address.startswith("ray://") and address != here:
+    if address is not None and ":" in address and address != here:
         raise ConnectionError(f"this process is connected to {here} already")
 
 
@@ -83,7 +83,9 @@ def _reachable(address: str) -> None:
     Raises:
         OSError: nothing listens, or what does speaks no HTTP/2, over which Ray's gRPC goes.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ConnectionError("Ray's client cannot be used: the search itself must run on a node, as HOST:PORT")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -52,7 +52,7 @@ class RayExecutor:
 
     Args:
         evaluate: `module:function`, or a function that can be imported by its name.
-        address: of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; None starts Ray on this machine.
+        address: of a cluster: `auto` or `HOST:PORT`, this machine being a node of it; None starts Ray on this machine.
         workers: trials at once.
         cpus: of each trial.
         gpus: share of a GPU of each trial. `auto` takes a whole one where the cluster has any, and from the first that

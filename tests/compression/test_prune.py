@@ -1,6 +1,7 @@
 """The whole of a pruning on real images: what comes out is as small as asked, right, and still accurate."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasplat.compression.files import save_pruned
 from nasplat.compression.prune import Pruned, prune_network
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data, Train
 from nasplat.core.pruning import Pruning
 from nasplat.data.datasets import Dataset, load_dataset
 from nasplat.networks.counter import count
+from nasplat.networks.rebuild import load_pruned
 from nasplat.training.fit import fit
 
 INPUTS = (torch.zeros(1, 1, 8, 8),)
@@ -148,6 +151,16 @@ def test_models_come_in_all_states(how: str) -> None:
     reference = pruned(importance={"criterion": "taylor", "images": 128}) if how == "train mode" else None
     if reference is not None:
         assert torch.equal(found.module[0].weight, reference.module[0].weight)  # type: ignore[index, union-attr]
+
+
+def test_a_module_of_one_s_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    """In Python there may be no function that makes the original: then whoever loads gives it."""
+    found = pruned(blocks=1, budget={"macs": 0.4}, data=False)
+    folder = save_pruned(found, trained(), tmp_path / "it")
+    again = load_pruned(folder, base=untrained())
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(images), found.module(images))
+    assert runpy.run_path(str(folder / "load.py"))["load"](untrained())(images).equal(found.module(images))
 
 
 def test_without_images_the_weights_alone_decide() -> None:

@@ -277,6 +277,8 @@ def test_a_cluster_that_is_not_there_or_too_small_is_told(four: Any, tmp_path: P
         with pytest.raises(NasplatError, match="something else than Ray listens there"):
             search(tmp_path, address=f"127.0.0.1:{port}")
     assert time.monotonic() - started < 30
+    with pytest.raises(NasplatError, match="must run on a node"):
+        search(tmp_path, address="ray://127.0.0.1:10001")
     with pytest.raises(NasplatError, match="asks for 9 CPU, and the nodes have 1 CPU; 1 CPU"):
         search(tmp_path, address=four.address, executor={"cpus": 9})
     with pytest.raises(NasplatError, match=r"0\.5 GPU"):
