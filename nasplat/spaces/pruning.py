@@ -1,0 +1,290 @@
+"""What can be cut from one network: a kept ratio for each group of channels, and a depth for each stage.
+
+    space: {family: pruning, model: "torchvision.models:resnet18", checkpoint: resnet18.pth, round_to: 8}
+
+A candidate is a vector of kept ratios (Network Pruning Spaces, He et al. 2022), with the number of residual blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import gcd
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nasplat.core.architecture import Architecture, fingerprint
+from nasplat.core.channel_cost import WidthCost
+from nasplat.core.channel_graph import ChannelGraph, Group
+from nasplat.core.choice import Choice, Values
+from nasplat.core.cost import Cost
+from nasplat.core.errors import NasplatError
+from nasplat.core.graph import OperationGraph
+from nasplat.core.problem import Problem
+from nasplat.core.space import SearchSpace
+from nasplat.core.user_function import load_function
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
+
+
+class PruningSpace(SearchSpace):
+    """All networks that are left when channels and residual blocks are taken out of one.
+
+    Choices: for each group of channels (those that a residual sum ties are one) `<group>.ratio`, and for each stage
+    of removable residual blocks `<first block>.depth`: how many of them stay; the last ones go first. Ratios that give
+    the same width are one option, and the ratio of a group that lies only in blocks that went is dead.
+
+    Args:
+        problem: its input shape is the network's; its outputs are not looked at.
+        model: `module:function` that makes the network.
+        arguments: given to that function by name.
+        checkpoint: its trained weights, which candidates inherit; without it candidates are freshly initialised.
+        ratios: shares of a group that may stay, above 0 and up to 1; 1 is always among them.
+        round_to: widths become the nearest multiples of this many channels.
+        only, leave: patterns of groups that are cut, and of groups that stay whole.
+        depth: whether residual blocks may go.
+        scores: by group, the importance of every atom; default: the L2 norm of the filters that produce it.
+
+    Raises:
+        NasplatError: no such function, a checkpoint that does not fit, a ratio out of range, a pattern or a score that
+            fits no group, or a network whose cost has no closed form.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        model: str,
+        arguments: Mapping[str, Any] | None = None,
+        checkpoint: str | None = None,
+        ratios: Sequence[float] = RATIOS,
+        round_to: int = 1,
+        only: Sequence[str] = (),
+        leave: Sequence[str] = (),
+        depth: bool = True,
+        scores: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        import torch
+
+        from nasplat.networks.channel_tracer import trace_channels
+        from nasplat.networks.residual_blocks import residual_blocks
+
+        self.problem = problem
+        grid = sorted({1.0, *map(float, ratios)}, reverse=True)
+        if not 0 < grid[-1] <= grid[0] <= 1:
+            raise NasplatError(f"ratios must lie above 0 and up to 1, and are {list(ratios)}")
+        if round_to < 1:
+            raise NasplatError(f"round_to is {round_to}", "widths are multiples of at least 1")
+        self._model, self._arguments, self._inherits = model, dict(arguments or {}), checkpoint is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._base = self._made().eval()
+        if checkpoint is not None:
+            from nasplat.artifacts.foreign_checkpoint import load_checkpoint
+
+            load_checkpoint(self._base, Path(checkpoint))
+        inputs = (torch.zeros(1, *problem.input_shape),)
+        self.channels: ChannelGraph = trace_channels(self._base, inputs)
+        self._groups = _chosen(self.channels, only, leave)
+        self._stages = _stages([block.name for block in residual_blocks(self._base, inputs)]) if depth else {}
+        self._orders = _orders(self.channels, self._groups, self._base, scores)
+        self._widths = {f"{group.name}.ratio": _widths(group, grid, round_to) for group in self._groups}
+        self.choices = {
+            **{name: Choice(name, tuple(grid), ordered=True) for name in self._widths},
+            **{
+                name: Choice(name, tuple(range(len(blocks), -1, -1)), ordered=True)
+                for name, blocks in self._stages.items()
+            },
+        }
+        weights = None if checkpoint is None else hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+        self.identity = {
+            "family": "pruning",
+            "model": model,
+            "arguments": self._arguments,
+            "checkpoint": weights,
+            "ratios": grid,
+            "round_to": round_to,
+            "groups": [[group.name, group.size] for group in self._groups],
+            "stages": {name: list(blocks) for name, blocks in self._stages.items()},
+            "scores": None if scores is None else fingerprint({k: list(map(float, v)) for k, v in scores.items()}),
+            "problem": problem.to_json(),
+        }
+        blocks = [block for stage in self._stages.values() for block in stage]
+        self._whole = WidthCost(self.channels)
+        self._of_block = {block: WidthCost(_part(self.channels, [block], inside=True)) for block in blocks}
+        self._column = {f"{name}.ratio": place for place, name in enumerate(self._whole.groups)}
+        self._home = {f"{group.name}.ratio": _home(group, blocks) for group in self._groups}
+
+    def settle(self, values: Values) -> Values:
+        gone = set(self.removed(values))
+        settled = dict(values)
+        for name, widths in self._widths.items():
+            home = self._home[name]
+            if home and home <= gone:
+                settled[name] = self.choices[name].default
+            else:
+                settled[name] = next(r for r, width in widths.items() if width == widths[float(values[name])])
+        return settled
+
+    def removed(self, values: Values) -> tuple[str, ...]:
+        """The residual blocks that go."""
+        return tuple(block for name, blocks in self._stages.items() for block in blocks[int(values[name]) :])
+
+    def widths(self, values: Values) -> dict[str, int]:
+        """By group, how many of its atoms stay."""
+        return {group.name: self._widths[name][float(values[name])] for name, group in self._named()}
+
+    def keep(self, values: Values) -> dict[str, list[int]]:
+        """By group that loses something, the atoms that stay, ascending: the most important ones."""
+        return {
+            group.name: sorted(self._orders[group.name][:width].tolist())
+            for (_, group), width in zip(self._named(), self.widths(values).values(), strict=True)
+            if width < group.size
+        }
+
+    def costs(self, candidates: Sequence[Values]) -> tuple[np.ndarray, np.ndarray]:
+        """Multiply-accumulates and parameters of many candidates at once, `(candidates,)` each; nothing is built."""
+        kept = np.tile(self._whole.sizes, (len(candidates), 1))
+        for name, widths in self._widths.items():
+            kept[:, self._column[name]] = [widths[float(values[name])] for values in candidates]
+        macs, params = self._whole.cost(kept)
+        for name, blocks in self._stages.items():
+            depths = np.array([int(values[name]) for values in candidates])
+            for place, block in enumerate(blocks):
+                gone = np.flatnonzero(depths <= place)
+                if len(gone):
+                    fewer, less = self._of_block[block].cost(kept[gone])
+                    macs[gone] -= fewer
+                    params[gone] -= less
+        return macs, params
+
+    def known(self, architecture: Architecture) -> Mapping[str, float]:
+        macs, params = self.costs([architecture.values])
+        return {"macs": float(macs[0]), "params": float(params[0])}
+
+    def cost(self, architecture: Architecture) -> Cost:
+        """As the others; the peak of the activations is counted on a copy without data, which `known` does without."""
+        from nasplat.networks.counter import copy_to, count
+
+        return count(self._cut(copy_to(self._base, "meta"), architecture.values), self.problem.input_shape).cost
+
+    def graph(self, architecture: Architecture) -> OperationGraph:
+        from nasplat.networks.counter import copy_to
+        from nasplat.spaces.recording import record
+
+        return record(self._cut(copy_to(self._base, "meta"), architecture.values), self.problem)
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        """The network with its channels cut: trained weights where a checkpoint was given, fresh ones otherwise."""
+        return self._cut(self._base if self._inherits else self._made(), architecture.values).train()
+
+    def _named(self) -> list[tuple[str, Group]]:
+        return list(zip(self._widths, self._groups, strict=True))
+
+    def _made(self) -> nn.Module:
+        from torch import nn
+
+        if self._model.startswith("torchvision"):
+            from nasplat.data.torchvision_import import torchvision  # noqa: F401  (repairs its import)
+        made = load_function(self._model, "model")(**self._arguments)
+        if not isinstance(made, nn.Module):
+            raise NasplatError(f"{self._model} returns a {type(made).__name__}", "it must return a torch.nn.Module")
+        return made
+
+    def _cut(self, model: nn.Module, values: Values) -> nn.Module:
+        from nasplat.networks.rebuild import without_blocks
+        from nasplat.networks.surgery import prune
+
+        gone = self.removed(values)
+        left = _part(self.channels, gone, inside=False)
+        return prune(without_blocks(model, gone), left, self.keep(values))[0]
+
+
+def _within(name: str, blocks: Sequence[str]) -> bool:
+    return any(name == block or name.startswith(f"{block}.") for block in blocks)
+
+
+def _part(graph: ChannelGraph, blocks: Sequence[str], inside: bool) -> ChannelGraph:
+    """What of a graph lies inside some blocks, or outside of them all."""
+    return replace(
+        graph,
+        tensors={name: axes for name, axes in graph.tensors.items() if _within(name, blocks) == inside},
+        products=tuple(one for one in graph.products if _within(one.name, blocks) == inside),
+        attributes=tuple(one for one in graph.attributes if _within(one.module, blocks) == inside),
+        scales=tuple(one for one in graph.scales if _within(one.tensors[0], blocks) == inside),
+        unread_params=0 if inside else graph.unread_params,
+    )
+
+
+def _chosen(graph: ChannelGraph, only: Sequence[str], leave: Sequence[str]) -> tuple[Group, ...]:
+    names = [group.name for group in graph.groups]
+    for pattern in (*only, *leave):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise NasplatError(f"no group of channels matches {pattern!r}", f"the groups are {', '.join(names)}")
+    found = tuple(
+        group
+        for group in graph.groups
+        if (not only or any(fnmatchcase(group.name, pattern) for pattern in only))
+        and not any(fnmatchcase(group.name, pattern) for pattern in leave)
+    )
+    if not found:
+        raise NasplatError("no group of channels is left to prune", "look at only and leave")
+    return found
+
+
+def _stages(blocks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Blocks that follow each other directly, such as features.5 and features.6; the name is of the first."""
+    stages: list[list[str]] = []
+    for block in blocks:
+        parent, _, number = block.rpartition(".")
+        follows = number.isdecimal() and stages and stages[-1][-1] == f"{parent}.{int(number) - 1}".lstrip(".")
+        if follows:
+            stages[-1].append(block)
+        else:
+            stages.append([block])
+    return {f"{stage[0]}.depth": tuple(stage) for stage in stages}
+
+
+def _home(group: Group, blocks: Sequence[str]) -> set[str]:
+    """The removable blocks that hold a group; none where some of it lies elsewhere."""
+    found = [[block for block in blocks if _within(member.tensor, [block])] for member in group.members]
+    return {one[0] for one in found} if all(found) else set()
+
+
+def _widths(group: Group, ratios: Sequence[float], round_to: int) -> dict[float, int]:
+    """By ratio, how many atoms stay: the nearest multiple, at least one step, at most all."""
+    step = max(1, round_to // gcd(round_to, group.unit))
+    return {
+        ratio: group.size if ratio == 1 else min(group.size, max(step, int(ratio * group.size / step + 0.5) * step))
+        for ratio in ratios
+    }
+
+
+def _orders(
+    graph: ChannelGraph, groups: Sequence[Group], model: nn.Module, scores: Mapping[str, Sequence[float]] | None
+) -> dict[str, np.ndarray]:
+    """By group, its atoms, the most important first."""
+    given = scores or {}
+    for name, own in given.items():
+        if len(own) != graph.group(name).size:
+            raise NasplatError(f"group {name!r} has {graph.group(name).size} atoms and {len(own)} scores")
+    found = {}
+    for group in groups:
+        values = np.array(given[group.name]) if group.name in given else filter_norms(group, model)
+        found[group.name] = np.argsort(-values, kind="stable")
+    return found
+
+
+def filter_norms(group: Group, model: nn.Module) -> np.ndarray:
+    """The L2 norm of what each atom has in the first tensor of its group, `(atoms,)`."""
+    member = group.members[0]
+    tensor = dict(model.state_dict())[member.tensor].detach().double().movedim(member.dim, 0).flatten(1)
+    squares = tensor.square().sum(1).cpu().numpy()
+    return np.asarray(np.sqrt(squares[member.indices].sum(1)))
