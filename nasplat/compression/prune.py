@@ -198,7 +198,7 @@ class _Run:
             if settings.train is not None:
                 self._fit(f"step-{step}", _share(settings.train, step, settings.steps))
             self._stage(f"step {step}", (selection.macs, selection.params), self._accuracy(), cut)
-        if not selection.met and limits:
+        if not selection.met and budget.latency is None:
             names = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
             self.notes.append(
                 f"{names} is more than 1 % away: the widths that come nearest have {selection.macs:,} macs and "
