@@ -212,7 +212,8 @@ def page(found: dict[str, Any], options: argparse.Namespace) -> str:
         "standard deviation. Several steps share the same fine-tuning, half of it after the last. `cut` is measured "
         "before the (last) fine-tuning, on 2,000 images; ours with batch norm measured anew.",
         "",
-        "torch-pruning's group-norm pruner removes channels in 400 small steps until the MACs are met. It pairs the "
+        "torch-pruning's group-norm pruner removes channels in 400 small steps until the MACs are met, which with one "
+        "ratio for all layers ends a little below the budget. It pairs the "
         "wrong channels across shortcuts without parameters (A; benchmark_channel_analysis.md shows it), so that it is "
         "compared where shortcuts are convolutions (B, which start as the same function, fine-tuned once by the same "
         "schedule). What our `group_norm` and `taylor` read of a channel was chosen on this checkpoint, by the "

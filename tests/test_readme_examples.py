@@ -5,26 +5,33 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from nasplat.jobs.distill import distill
 from nasplat.jobs.prune import prune
-from nasplat.jobs.pruning_file import load_pruning
 from nasplat.jobs.search import prepare, run_and_report
+from nasplat.jobs.settings_file import load_distillation, load_pruning
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"<!-- file: (?P<name>[\w.]+) -->\n```(?:yaml|python|csv)\n(?P<text>.*?)```", re.DOTALL)
 FILES = {match["name"]: match["text"] for match in BLOCK.finditer(README)}
 PRUNINGS = sorted(name for name, text in FILES.items() if name.endswith(".yaml") and text.startswith("model:"))
-EXPERIMENTS = sorted(name for name in FILES if name.endswith(".yaml") and name not in PRUNINGS)
+DISTILLATIONS = sorted(name for name, text in FILES.items() if name.endswith(".yaml") and text.startswith("student:"))
+EXPERIMENTS = sorted(name for name in FILES if name.endswith(".yaml") and name not in (*PRUNINGS, *DISTILLATIONS))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(FILES["my_model.py"], scope)
+    torch.save(scope["digits_net"]().state_dict(), tmp_path / "my.pth")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
@@ -52,6 +59,13 @@ def test_a_pruning_of_the_readme_prunes(folder: Path, name: str) -> None:
     assert [stage.title for stage in stages] == ["original", "sparse", "step 1", "step 2"]
     assert 0.3 < stages[-1].macs / stages[0].macs <= 0.4
     assert (folder / "runs/it/network/model.onnx").exists() and outcome.paths["report"].exists()
+
+
+@pytest.mark.parametrize("name", DISTILLATIONS)
+def test_a_distillation_of_the_readme_teaches(folder: Path, name: str) -> None:
+    small = ["train.steps=2", "train.batch_size=16", "device=cpu"]
+    outcome = distill(load_distillation(folder / name, small), folder / "runs/it")
+    assert outcome.rows[-1].title == "student" and (folder / "runs/it/network/model.onnx").exists()
 
 
 def test_every_block_with_code_is_one_of_the_tested_files() -> None:

@@ -11,7 +11,7 @@ import typer
 
 from nasplat import __version__
 from nasplat.artifacts.files import file_error
-from nasplat.cli import doctor, export, profile, prune, report, schema, search, spaces, status, train
+from nasplat.cli import distill, doctor, export, profile, prune, report, schema, search, spaces, status, train
 from nasplat.core.errors import NasplatError
 from nasplat.jobs.command import command
 
@@ -29,6 +29,11 @@ for verb, example in (
     (export.export, "runs/quickstart --top 3"),
     (train.train, "runs/quickstart --top 3 --seeds 3"),
     (prune.prune, "--model torchvision.models:resnet18 --checkpoint my.pth --data ./images --macs 0.5"),
+    (
+        distill.distill,
+        "--teacher torchvision.models:resnet50 --teacher-checkpoint big.pth --student torchvision.models:resnet18 "
+        "--data ./images --epochs 20",
+    ),
     (spaces.spaces, "darts"),
     (profile.profile, "resnet18"),
     (doctor.doctor, ""),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nasplat.cli.tables import plain_table, print_next, print_table
+from nasplat.cli.work_view import WorkView
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nasplat.jobs.prune import Outcome
-    from nasplat.training.loop import Progress
 
 
 def prune(
@@ -36,6 +36,7 @@ def prune(
     steps: Annotated[int | None, typer.Option(min=1, help="1 is one-shot; more prune little by little.")] = None,
     blocks: Annotated[int | None, typer.Option(min=0, help="Whole residual blocks to remove first.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Of fine-tuning; none by default.")] = None,
+    distill: Annotated[bool, typer.Option("--distill", help="Fine-tune with the unpruned network as teacher.")] = False,
     run: Annotated[Path | None, typer.Option(help="Where everything is written.  [default: runs/NAME]")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key: --set importance.scope=local")
@@ -48,7 +49,7 @@ def prune(
     from rich.console import Console
 
     from nasplat.jobs.prune import prune as run_pruning
-    from nasplat.jobs.pruning_file import load_pruning
+    from nasplat.jobs.settings_file import load_pruning
 
     options: dict[str, Any] = {
         "model": model,
@@ -62,6 +63,8 @@ def prune(
         "blocks": blocks,
         "train.epochs": epochs,
     }
+    if distill:
+        options["train.distill"] = {}
     if data is not None:
         options["data.path" if Path(data).expanduser().exists() else "data.source"] = data
     overrides = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
@@ -69,7 +72,7 @@ def prune(
     console = Console(highlight=False)
     directory = run or Path("runs") / settings.name
     console.print(f"[bold]{settings.name}[/]: {settings.model}, into {directory}", soft_wrap=True)
-    view = PruneView(console)
+    view = WorkView(console)
     try:
         with view:
             outcome = run_pruning(settings, directory, say=view.say, on_progress=view.on_progress)
@@ -104,48 +107,3 @@ def _print(console: Console, outcome: Outcome) -> None:
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     print_next(console, {name: str(path) for name, path in outcome.paths.items()})
-
-
-class PruneView:
-    """What is going on: a bar while something is trained, and a line for each thing that is done."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._console = console
-        self._task: Any = None
-        self._name = ""
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(32),
-            TextColumn("{task.percentage:.0f} %"),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[now]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> None:
-        self._progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def say(self, message: str) -> None:
-        self._console.print(message, markup=False, soft_wrap=True)
-
-    def on_progress(self, name: str, progress: Progress) -> None:
-        from nasplat.cli.numbers import duration
-
-        if name != self._name:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._name = name
-            self._task = self._progress.add_task(f"training {name}", total=1.0, left="", now="")
-        self._progress.update(
-            self._task,
-            completed=progress.share,
-            left=f"{duration(progress.seconds_left)} left",
-            now=f"loss {progress.loss:.3f}, {progress.images_per_second:,.0f} images/s",
-        )

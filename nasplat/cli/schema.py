@@ -1,4 +1,4 @@
-"""`nasplat schema`: the JSON Schema of experiment files and of pruning files."""
+"""`nasplat schema`: the JSON Schemas of files that nasplat reads."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import typer
 
 
 def schema(
-    kind: Annotated[Literal["experiment", "pruning"], typer.Argument(help="Of which files.")] = "experiment",
+    kind: Annotated[
+        Literal["experiment", "pruning", "distillation"], typer.Argument(help="Of which files.")
+    ] = "experiment",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to a file.")] = None,
 ) -> None:
-    """Print the JSON Schema of experiment files, or of pruning files, for completion and checks in an editor.
+    """Print the JSON Schema of experiment, pruning or distillation files, for completion and checks in an editor.
 
     Name it in the first line of the file: # yaml-language-server: $schema=experiment.schema.json
     """
     import json
 
-    from nasplat.jobs.schema import experiment_schema, pruning_schema
+    from nasplat.jobs.schema import SCHEMAS
 
-    found = experiment_schema() if kind == "experiment" else pruning_schema()
-    text = json.dumps(found, indent=2) + "\n"
+    text = json.dumps(SCHEMAS[kind](), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -16,10 +16,9 @@ from torch import nn
 
 from nasplat.artifacts.files import write_json, write_text
 from nasplat.artifacts.recipe import RECIPE, SCRIPT, SCRIPT_TEXT, Recipe
-from nasplat.artifacts.weights import checksum, save_weights
+from nasplat.artifacts.weights import save_weights
 from nasplat.compression.prune import Pruned
-from nasplat.networks.rebuild import WEIGHTS, carry_out
-from nasplat.networks.surgery import bare
+from nasplat.networks.rebuild import WEIGHTS, make_recipe
 
 
 def recipe_of(
@@ -38,23 +37,7 @@ def recipe_of(
         base: `module:function` that makes the original; None where whoever loads it will give the original.
         arguments: of that function.
     """
-    operations = [{"blocks": list(one)} if isinstance(one, tuple) else one.to_json() for one in pruned.operations]
-    _, attributes = carry_out(original, operations)
-    modules = dict(pruned.module.named_modules())
-    widths = {}
-    for name, module in bare(original).named_modules():
-        before, after = width_of(module), width_of(modules[name]) if name in modules else None
-        if before is not None and before != (after or 0):
-            widths[name] = (before, after or 0)
-    return Recipe(
-        base,
-        arguments or {},
-        operations,
-        [(path, name, value) for (path, name), value in attributes.items()],
-        widths,
-        tuple(input_shape),
-        checksum(copy.deepcopy(pruned.module).float().state_dict()),
-    )
+    return make_recipe(original, pruned.module, pruned.operations, input_shape, base, arguments)
 
 
 def save_pruned(
@@ -76,9 +59,3 @@ def save_pruned(
     write_text(folder / SCRIPT, SCRIPT_TEXT)
     write_json(folder / RECIPE, recipe.to_json())
     return folder
-
-
-def width_of(module: nn.Module) -> int | None:
-    """Output channels of a layer; None where it has no such number."""
-    found = getattr(module, "out_channels", getattr(module, "out_features", getattr(module, "embed_dim", None)))
-    return found if isinstance(found, int) else None

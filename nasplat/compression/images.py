@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from nasplat.core.errors import NasplatError
 from nasplat.training.evaluate import accuracy, evaluation_loader
-from nasplat.training.recalibrate import recalibrate
+from nasplat.training.recalibrate import recalibrate_on
 
 if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
 
-RECALIBRATION_IMAGES = 2048
 BATCH = 128
 
 
@@ -39,7 +38,7 @@ def labelled(dataset: Dataset, count: int, device: torch.device, seed: int) -> l
 
 def recalibrated(network: nn.Module, dataset: Dataset, device: torch.device, seed: int) -> None:
     """Measures the statistics of batch norm anew, in place; the network is on the CPU before and after."""
-    recalibrate(network.to(device), (images for images, _ in batches(dataset, RECALIBRATION_IMAGES, device, seed)))
+    recalibrate_on(network, dataset, device, seed)
     network.cpu()
 
 

@@ -1,4 +1,4 @@
-"""Populations of pruned networks, compared by their errors (Network Pruning Spaces, He et al. 2022). No torch."""
+"""Populations of pruned networks, compared by their errors (Network Pruning Spaces, He et al., 2023). No torch."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ from nasplat.core.experiment import Train
 from nasplat.core.pruning import FROM_DATA, Pruning, Sparsity
 from nasplat.networks.channel_tracer import trace_channels
 from nasplat.networks.pruning_proof import prove
-from nasplat.networks.surgery import Surgery, bare, operate, plan
+from nasplat.networks.surgery import Surgery, bare, kept_channels, operate, plan
 from nasplat.training.devices import resolve_device
-from nasplat.training.fit import fit
+from nasplat.training.fit import fit, objective_of
 from nasplat.training.latency import latencies
 from nasplat.training.loop import Progress
-from nasplat.training.objectives import make_objective
+from nasplat.training.objectives import Objective
 
 if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
@@ -140,6 +140,8 @@ class _Run:
         self.inputs = tuple(_plain(value) for value in inputs)
         self.network = copy.deepcopy(bare(model)).float().eval().to("cpu")
         self.original = self.network
+        distills = settings.train is not None and settings.train.distill is not None
+        self.teacher = copy.deepcopy(self.network) if distills else None
         self.identity = fingerprint({"settings": settings.model_dump(mode="json"), "data": _data_name(dataset)})
         self.operations: list[Operation] = []
         self.stages: list[Stage] = []
@@ -310,7 +312,7 @@ class _Run:
         settings = Train.model_validate({**_without_budget(base, sparsity.train), **sparsity.train})
         doomed = choose(1) if sparsity.kind == "growing" else None
         objective = sparse_objective(
-            make_objective(settings, self.dataset.problem, len(self.dataset.train)),
+            self._objective(settings),
             sparsity.kind,
             sparsity.strength,
             self.network,
@@ -336,11 +338,16 @@ class _Run:
             seed=self.settings.seed,
             checkpoint=None if self.folder is None else self.folder / name,
             on_progress=lambda progress: self.watch.on_progress(name, progress),
-            objective=objective,
+            objective=objective or self._objective(settings),
         )
         self.network.cpu().eval()
         if done is not None:
             save_weights(self.network, done, {"settings": self.identity})
+
+    def _objective(self, settings: Train) -> Objective:
+        assert self.dataset is not None
+        kept = kept_channels(self.original, [one for one in self.operations if isinstance(one, Surgery)])
+        return objective_of(settings, self.dataset, self.network, self.device, self.teacher, kept)
 
     def _load(self, path: Path) -> None:
         if read_metadata(path).get("settings") != self.identity:

@@ -91,6 +91,7 @@ class Sparse:
         self.objective, self.penalty, self.strength, self.grows = objective, penalty, strength, grows
         self.views, self.needs_labels = objective.views, objective.needs_labels
         self.first_plain = getattr(objective, "first_plain", False)
+        self.identity = f"{strength} {grows} {getattr(objective, 'identity', '')}"
 
     def module(self, network: nn.Module) -> nn.Module:
         return _Counting(self.objective.module(network))

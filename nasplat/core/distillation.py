@@ -6,23 +6,36 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nasplat.core.experiment import Section
+from nasplat.core.section import Section
 
 
-class Teacher(Section):
+class Network(Section):
+    """A network of the user's, or one that nasplat wrote."""
+
+    model: str = Field(
+        description="module:function that makes it, such as torchvision.models:resnet18; a folder that nasplat prune "
+        "wrote; in nasplat distill also RUN/ARCH, an architecture of a search"
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="given to that function by name")
+    checkpoint: str | None = Field(None, description="its trained weights: .pth, .pt or .safetensors")
+
+
+class Teacher(Network):
     """A trained network."""
 
-    model: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    checkpoint: str | None = None
-    classes: list[int] | None = Field(None, description="the classes that a specialist answers for; None for all")
+    classes: list[int] | None = Field(None, description="the classes that a specialist answers for; default: all")
 
 
 class Distillation(Section):
     """Teachers, and how much each objective counts."""
 
-    teachers: list[Teacher] = Field(default_factory=list)
-    weights: dict[str, float] = Field(default_factory=lambda: {"logits": 1.0}, description="objective name: weight")
+    teachers: list[Teacher] = Field(
+        default_factory=list, description="default: of a pruned network the one that it was"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=lambda: {"logits": 1.0},
+        description="by objective: logits, decoupled, logit_mse, specialists, hint, attention, relation",
+    )
     labels: float = Field(0.0, ge=0, description="weight of cross-entropy with labels; 0 needs no labels")
     temperature: float = Field(4.0, gt=0)
     alpha: float = Field(1.0, ge=0, description="decoupled: weight of the target class against all others")
@@ -32,4 +45,6 @@ class Distillation(Section):
         "average", description="better: a sample is taught by the teachers or by the student as it was, who knows more"
     )
     discriminator: float = Field(0.0, ge=0, description="weight of an adversarial loss on logits")
-    cache: bool = Field(False, description="remember soft labels; only where images are not augmented")
+    cache: bool = Field(
+        False, description="ask the teachers once for all images; only where images are not augmented (augment: [])"
+    )

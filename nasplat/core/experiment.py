@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Unknown keys are errors, and a section cannot be changed once it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from nasplat.core.distillation import Distillation
+from nasplat.core.section import Section
 
 
 class Data(Section):
@@ -30,9 +27,20 @@ class Data(Section):
     validation: float = Field(0.2, gt=0, lt=1, description="share of the training images that is held out")
     split_seed: int = 0
     image_size: int | None = Field(None, ge=1, description="resize images to this height and width once, when loading")
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description="what a trained network wants subtracted from pixels of 0..1; default: the mean of these images",
+    )
+    std: tuple[float, ...] | None = Field(None, description="what it then wants them divided by")
     resident: Literal["auto", "device", "stream"] = Field(
         "auto", description="hold images on the device, or stream them"
     )
+
+    @model_validator(mode="after")
+    def _mean_and_deviation(self) -> Data:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or none")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -51,7 +59,12 @@ class Train(Section):
     """How one network is trained. A budget is given in epochs, in steps or in seconds."""
 
     objective: str = Field("supervised", description="supervised, simclr, memory_bank, or module:function of your own")
-    epochs: float | None = Field(None, gt=0)
+    distill: Distillation | None = Field(
+        None, description="learn from trained networks in place of, or beside, the labels; with objective: supervised"
+    )
+    epochs: float | None = Field(
+        None, ge=0, description="0: no training, batch norm is measured anew; for networks that inherit their weights"
+    )
     steps: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
     batch_size: int = Field(128, ge=2)
@@ -85,6 +98,18 @@ class Train(Section):
             if not given:
                 data = {**data, "epochs": 5}
         return data
+
+    @model_validator(mode="after")
+    def _a_teacher_is_the_objective(self) -> Train:
+        if self.distill is not None:
+            if self.objective != "supervised":
+                raise ValueError(f"distill and objective {self.objective} cannot be joined: use objective supervised")
+            for name in ("mixup", "auxiliary"):
+                if getattr(self, name):
+                    raise ValueError(f"distill and {name} cannot be joined: use {name}: 0")
+            if self.distill.cache and (self.augment is None or self.augment):
+                raise ValueError("distill.cache needs images that are not augmented: use augment: [], or cache: false")
+        return self
 
 
 class Score(Section):
@@ -145,7 +170,17 @@ class Search(Section):
     """Which architectures are tried, and how many."""
 
     strategy: Literal[
-        "gp", "local_search", "evolution", "reinforce", "expansion", "random", "tpe", "nsga2", "optuna_gp"
+        "gp",
+        "local_search",
+        "evolution",
+        "reinforce",
+        "expansion",
+        "random",
+        "tpe",
+        "nsga2",
+        "optuna_gp",
+        "n2n",
+        "pruning_population",
     ] = "gp"
     trials: int | None = Field(20, ge=1, description="number of distinct architectures to evaluate")
     seconds: float | None = Field(None, gt=0, description="wall time after which no new trial starts")
@@ -155,6 +190,11 @@ class Search(Section):
     references: tuple[str, ...] = Field(
         (),
         description="known networks that are evaluated first, by name or as architecture.json; landmarks of the front",
+    )
+    produce: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="what proposes architectures before the strategy does, with its options: of a pruning space "
+        "uniform, ranked, sensitivity, transformable",
     )
     early_stopping: EarlyStopping | None = None
     screen: Screen | None = None
@@ -225,6 +265,12 @@ class Experiment(Section):
     def _a_table_has_no_curves(self) -> Experiment:
         if self.tabular and (self.search.early_stopping or self.search.screen):
             raise ValueError("a table answers without training: leave out search.early_stopping and search.screen")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_stop_early(self) -> Experiment:
+        if self.train.epochs == 0 and self.search.early_stopping:
+            raise ValueError("train.epochs: 0 leaves nothing to stop early: leave out search.early_stopping")
         return self
 
     @model_validator(mode="after")

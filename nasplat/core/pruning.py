@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from nasplat.core.experiment import Data, Section, Train
+from nasplat.core.experiment import Data, Train
+from nasplat.core.section import Section
 
 Criterion = Literal[
     "random",
@@ -114,15 +115,9 @@ class PruningFile(Pruning):
         None, description="channels, height, width; default: what the images have, or 3,224,224"
     )
     data: Data | None = Field(None, description="images to judge, to score by and to fine-tune on")
-    mean: tuple[float, ...] | None = Field(
-        None, description="what the network wants subtracted from pixels of 0..1; default: the mean of the images"
-    )
-    std: tuple[float, ...] | None = Field(None, description="what it then wants them divided by")
 
     @model_validator(mode="after")
     def _images_where_they_are_needed(self) -> PruningFile:
         if self.needs_images and self.data is None:
             raise ValueError(f"{self.needs_images} needs images: give data")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std belong together: give both or none")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -50,6 +50,13 @@ class SearchSpace(Protocol):
     def build(self, architecture: Architecture) -> nn.Module:
         """A freshly initialised network (from torch's default generator). Torch is imported here, not before."""
         ...
+
+    def original(self, architecture: Architecture) -> tuple[nn.Module, Mapping[str, Sequence[int]]] | None:
+        """The trained network that the built one is a part of, and by module which of its channels that kept.
+
+        It teaches its part where nobody else does. By default None: weights are fresh, and no part of anything.
+        """
+        return None
 
     def known(self, architecture: Architecture) -> Mapping[str, float]:
         """The metrics that are known before anything trains, exactly. By default the cost."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -108,8 +108,19 @@ def load_dataset(spec: Data) -> Dataset:
     Raises:
         NasplatError: an unknown source, a missing path, images or labels that are not fit; it says which.
     """
-    found = _read(spec)
-    return found if isinstance(found, Dataset) else _finish(found, spec)
+    read = _read(spec)
+    found = read if isinstance(read, Dataset) else _finish(read, spec)
+    if spec.mean is None or spec.std is None:
+        return found
+    channels = found.problem.input_shape[0]
+    if not len(spec.mean) == len(spec.std) == channels or min(spec.std) <= 0:
+        raise NasplatError(
+            f"data: mean {list(spec.mean)} and std {list(spec.std)} do not fit images of {channels} channel"
+            + "s" * (channels > 1),
+            "one number a channel, of pixels of 0..1; deviations are above 0",
+        )
+    fingerprint = hashlib.sha256(f"{found.fingerprint} {spec.mean} {spec.std}".encode()).hexdigest()
+    return replace(found, mean=spec.mean, std=spec.std, fingerprint=fingerprint)
 
 
 def _read(spec: Data) -> Source | Dataset:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.cost import COSTS
+from nasplat.core.distillation import Network
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.experiment import Experiment, Section, Train
+from nasplat.core.experiment import Experiment, Train
+from nasplat.core.section import Section
 from nasplat.jobs.command import command
 from nasplat.jobs.explain import dotted, explain
 from nasplat.jobs.yaml_file import Location, YamlFile, parse, read_yaml, shown
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 # Names that stand for parts of nasplat; with a colon they are functions of the user. The tables themselves live in
 # layers that import torch, so that a test holds these two equal to them.
@@ -61,6 +66,7 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     if experiment.data.path is not None:
         data_path = found_file(experiment.data.path, source, ("data", "path"))
         updates["data"] = experiment.data.model_copy(update={"path": str(data_path)})
+    updates["train"] = with_teacher_files(experiment.train, source)
     if "name" not in source.data:
         updates["name"] = path.stem
     experiment = experiment.model_copy(update=updates)
@@ -233,7 +239,34 @@ def _with_files(space: YamlFile) -> dict[str, Any]:
             found["table"] = str(found_file(found["table"], space, ("table",)))
         if isinstance(found.get("network"), str):
             found["network"] = _checked_space(read_yaml(found_file(found["network"], space, ("network",))))
+    if found["family"] == "pruning" and isinstance(found.get("checkpoint"), str):
+        found["checkpoint"] = str(found_file(found["checkpoint"], space, ("checkpoint",)))
     return found
+
+
+def with_teacher_files(train: Train, source: YamlFile) -> Train:
+    """The training settings with absolute paths of the teachers' files."""
+    if train.distill is None:
+        return train
+    teachers = [
+        with_files(one, source, ("train", "distill", "teachers", place))
+        for place, one in enumerate(train.distill.teachers)
+    ]
+    return train.model_copy(update={"distill": train.distill.model_copy(update={"teachers": teachers})})
+
+
+def with_files(network: AnyNetwork, source: YamlFile, location: Location) -> AnyNetwork:
+    """A network with the absolute paths of its checkpoint, and of the folder or the run that it is read from."""
+    updates = {}
+    if network.checkpoint is not None:
+        updates["checkpoint"] = str(found_file(network.checkpoint, source, (*location, "checkpoint")))
+    if ":" not in network.model:
+        parent = find_file(str(Path(network.model).parent), source.path)
+        if parent is not None and RunDirectory(parent).experiment.is_file():
+            updates["model"] = str(parent / Path(network.model).name)
+        else:
+            updates["model"] = str(found_file(network.model, source, (*location, "model")))
+    return network.model_copy(update=updates)
 
 
 def family_parameters(family: str) -> tuple[str, ...]:

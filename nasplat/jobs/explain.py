@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.experiment import Experiment, Section
+from nasplat.core.experiment import Experiment
+from nasplat.core.section import Section
 from nasplat.jobs.yaml_file import Location, YamlFile
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nasplat.artifacts.metric_names import counted
+from nasplat.artifacts.recipe import SCRIPT_TEXT
 from nasplat.artifacts.run_directory import short
 from nasplat.core.cost import COSTS
 from nasplat.core.errors import NasplatError
@@ -17,8 +18,10 @@ from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import FINAL, final_network, read_confirmation
 from nasplat.jobs.experiment import to_plain
 from nasplat.jobs.runs import Candidate, Run, is_run, open_trained_run
+from nasplat.spaces.pruning import PruningSpace
 
 if TYPE_CHECKING:
+    from nasplat.artifacts.model_card import Description
     from nasplat.data.datasets import Dataset
 
 FORMATS = ("safetensors", "onnx", "torch_export")
@@ -125,7 +128,11 @@ def export_candidates(
         outputs = tuple(output.name for output in run.space.problem.outputs)
         say(f"exporting {name}")
         folder = run.files.exports / name
-        write(network, architecture, run.space.problem.input_shape, folder, formats, card, outputs)
+        description: Description = architecture
+        options = {}
+        if isinstance(source.space, PruningSpace):
+            description, options = source.space.recipe(architecture, network), {"script": SCRIPT_TEXT}
+        write(network, description, run.space.problem.input_shape, folder, formats, card, outputs, **options)
         folders.append(folder)
     return folders
 

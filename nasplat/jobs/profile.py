@@ -46,8 +46,8 @@ def profile_model(name: str, input_shape: tuple[int, int, int] | None) -> tuple[
 
 def _network(name: str, input_shape: tuple[int, int, int] | None) -> tuple[nn.Module, str, tuple[int, int, int]]:
     from nasplat.jobs.experiment import add_user_code
-    from nasplat.jobs.models import make_model
     from nasplat.jobs.runs import is_run, open_run
+    from nasplat.networks.user_model import make_model
 
     path = Path(name)
     if is_run(path) or is_run(path.parent):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from nasplat.artifacts.environment import machine, versions
-from nasplat.artifacts.files import write_text
 from nasplat.core.errors import NasplatError
 from nasplat.core.pruning import PruningFile
-from nasplat.jobs.yaml_file import read_yaml
+from nasplat.jobs.claim import claim
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +26,6 @@ SETTINGS = "pruning.yaml"
 PROGRESS = "progress"
 NETWORK = "network"
 REPORT = "report.html"
-_HEADER = "# This pruning with all its defaults, as it was carried out.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +68,10 @@ def prune(
 
     from nasplat.artifacts.foreign_checkpoint import load_checkpoint
     from nasplat.compression.prune import Watch, prune_network
-    from nasplat.jobs.models import make_model
+    from nasplat.data.datasets import load_dataset
+    from nasplat.networks.user_model import make_model
 
-    _claim(directory, settings)
+    claim(directory, settings, SETTINGS, "pruning")
     original = make_model(settings.model, settings.arguments).eval()
     warnings = []
     if settings.checkpoint is None:
@@ -85,9 +82,9 @@ def prune(
         told += [f"without the prefix {loaded.prefix}"] * bool(loaded.prefix)
         told += [f"from {loaded.cast}"] * bool(loaded.cast)
         say(", ".join([f"{Path(settings.checkpoint).name} loaded", *told]))
-    dataset = _dataset(settings)
-    if dataset is not None and settings.checkpoint is not None and settings.mean is None:
-        say("images are normalised by their own mean and deviation; set mean and std where the network wants others")
+    dataset = None if settings.data is None else load_dataset(settings.data)
+    if settings.data is not None and settings.checkpoint is not None and settings.data.mean is None:
+        say("images are normalised by their own mean and deviation; set data.mean and data.std where it wants others")
     shape = settings.input or (dataset.problem.input_shape if dataset else (3, 224, 224))
     inputs = (torch.zeros(1, *shape),)
     watch = Watch(say, on_progress)
@@ -103,34 +100,6 @@ def prune(
 
     write_pruning_report(report, directory / REPORT)
     return Outcome(pruned, latencies, tuple(warnings), {**paths, "report": directory / REPORT})
-
-
-def _claim(directory: Path, settings: PruningFile) -> None:
-    """Makes the folder this pruning's, unless it is another's."""
-    plain = settings.model_dump(mode="json")
-    path = directory / SETTINGS
-    if path.exists():
-        if read_yaml(path).data != plain:
-            raise NasplatError(
-                f"{directory} holds another pruning", "choose another folder (--run), or remove that one"
-            )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise NasplatError(f"{directory} holds something else", "choose another folder: --run")
-    write_text(path, _HEADER + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-
-
-def _dataset(settings: PruningFile) -> Dataset | None:
-    from nasplat.data.datasets import load_dataset
-
-    if settings.data is None:
-        return None
-    found = load_dataset(settings.data)
-    if settings.mean is None or settings.std is None:
-        return found
-    channels = found.problem.input_shape[0]
-    if not len(settings.mean) == len(settings.std) == channels:
-        raise NasplatError(f"mean and std are for {len(settings.mean)} channels, the images have {channels}")
-    return replace(found, mean=settings.mean, std=settings.std)
 
 
 def _latencies(
@@ -160,8 +129,8 @@ def _slower(latencies: Mapping[int, tuple[Latency, Latency]]) -> list[str]:
 
 def _layers(original: nn.Module, smaller: nn.Module, shape: tuple[int, ...]) -> list[LayerRow]:
     from nasplat.artifacts.report_pruning import LayerRow
-    from nasplat.compression.files import width_of
     from nasplat.networks.counter import count
+    from nasplat.networks.rebuild import width_of
 
     before, after = ({layer.name: layer for layer in count(network, shape).layers} for network in (original, smaller))
     modules = (dict(original.named_modules()), dict(smaller.named_modules()))
@@ -207,8 +176,8 @@ def _write(
         data={} if dataset is None else {"source": dataset.name, "fingerprint": dataset.fingerprint},
         metrics=metrics,
         versions=versions(),
-        mean=dataset.mean if dataset else settings.mean or (),
-        std=dataset.std if dataset else settings.std or (),
+        mean=dataset.mean if dataset else (),
+        std=dataset.std if dataset else (),
         classes=dataset.classes if dataset else (),
         training=settings.model_dump(mode="json", exclude_none=True),
         origin=f"{settings.model}, pruned by nasplat.",

@@ -1,9 +1,10 @@
-"""The JSON Schemas of experiment and pruning files, by which editors complete, explain and check them."""
+"""The JSON Schemas of experiment, pruning and distillation files, by which editors complete, explain and check them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from nasplat.core.distillation_file import DistillationFile
 from nasplat.core.experiment import Experiment
 from nasplat.core.pruning import PruningFile
 from nasplat.jobs.experiment import KNOWN_NAMES, family_parameters
@@ -50,6 +51,16 @@ def pruning_schema() -> dict[str, Any]:
     schema = PruningFile.model_json_schema()
     _fill_in_names(schema)
     return {"$schema": DRAFT, **schema, "title": "nasplat pruning"}
+
+
+def distillation_schema() -> dict[str, Any]:
+    """The same of distillation files."""
+    schema = DistillationFile.model_json_schema()
+    _fill_in_names(schema)
+    return {"$schema": DRAFT, **schema, "title": "nasplat distillation"}
+
+
+SCHEMAS = {"experiment": experiment_schema, "pruning": pruning_schema, "distillation": distillation_schema}
 
 
 def _fill_in_names(schema: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from nasplat.artifacts.recipe import Recipe, read_recipe
-from nasplat.artifacts.weights import CHECKSUM, load_into, read_metadata
+from nasplat.artifacts.weights import CHECKSUM, checksum, load_into, read_metadata
 from nasplat.core.errors import NasplatError
-from nasplat.core.user_function import load_function
 from nasplat.networks.surgery import Surgery, bare, operate
+from nasplat.networks.user_model import make_model
 
 WEIGHTS = "weights.safetensors"
 
@@ -55,6 +55,47 @@ def carry_out(base: nn.Module, operations: Sequence[Mapping[str, Any]]) -> tuple
     return module, changed
 
 
+def make_recipe(
+    original: nn.Module,
+    module: nn.Module,
+    operations: Sequence[tuple[str, ...] | Surgery],
+    input_shape: Sequence[int] = (),
+    base: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """How to make a module again from its original, with its weights in float32.
+
+    Args:
+        operations: what was done to the structure of the original: whole blocks by their names, or channels.
+        input_shape: `(C, H, W)`, for the reader.
+        base: `module:function` that makes the original; None where whoever loads it will give the original.
+        arguments: of that function.
+    """
+    plain = [{"blocks": list(one)} if isinstance(one, tuple) else one.to_json() for one in operations]
+    _, attributes = carry_out(original, plain)
+    modules = dict(module.named_modules())
+    widths = {}
+    for name, one in bare(original).named_modules():
+        before, after = width_of(one), width_of(modules[name]) if name in modules else None
+        if before is not None and before != (after or 0):
+            widths[name] = (before, after or 0)
+    return Recipe(
+        base,
+        arguments or {},
+        plain,
+        [(path, name, value) for (path, name), value in attributes.items()],
+        widths,
+        tuple(input_shape),
+        checksum(copy.deepcopy(module).float().state_dict()),
+    )
+
+
+def width_of(module: nn.Module) -> int | None:
+    """Output channels of a layer; None where it has no such number."""
+    found = getattr(module, "out_channels", getattr(module, "out_features", getattr(module, "embed_dim", None)))
+    return found if isinstance(found, int) else None
+
+
 def load_pruned(directory: Path | str, base: nn.Module | None = None) -> nn.Module:
     """The network that `nasplat prune` wrote into a folder, in eval mode, bit for bit.
 
@@ -79,13 +120,7 @@ def load_pruned(directory: Path | str, base: nn.Module | None = None) -> nn.Modu
 def _original(recipe: Recipe) -> nn.Module:
     if recipe.base is None:
         raise NasplatError("the recipe names no function that makes the original", "give the original: base=…")
-    if recipe.base.startswith("torchvision."):
-        import nasplat.data.torchvision_import  # noqa: F401  # the way that works everywhere
-    function = load_function(recipe.base, "model")
     try:
-        base = function(**recipe.arguments)
-    except TypeError as error:
-        raise NasplatError(f"{recipe.base} cannot make the original any more: {error}", "give it: base=…") from error
-    if not isinstance(base, nn.Module):
-        raise NasplatError(f"{recipe.base} made a {type(base).__name__}, not a module", "give the original: base=…")
-    return base
+        return make_model(recipe.base, recipe.arguments)
+    except NasplatError as error:
+        raise NasplatError(f"the original cannot be made any more: {error.message}", "give it: base=…") from error

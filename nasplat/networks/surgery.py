@@ -188,6 +188,24 @@ def operate(model: nn.Module, surgery: Surgery) -> tuple[nn.Module, tuple[Repair
     return pruned, tuple(repairs)
 
 
+def kept_channels(model: nn.Module, surgeries: Iterable[Surgery]) -> dict[str, tuple[int, ...]]:
+    """Module path -> of its output channels those that are left after all of these, one after the other.
+
+    Args:
+        model: the original; only of its convolutions, linear and normalisation layers this can be told.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    modules = dict(bare(model).named_modules())
+    for surgery in surgeries:
+        for name, dims in surgery.kept.items():
+            path, _, tensor = name.rpartition(".")
+            module = modules.get(path)
+            transposed = getattr(module, "transposed", False)
+            if tensor == "weight" and 0 in dims and not transposed and _known_sizes(module or nn.Module()):
+                found[path] = tuple(found[path][index] for index in dims[0]) if path in found else dims[0]
+    return found
+
+
 def bare(model: nn.Module) -> nn.Module:
     """A model without the wrappers of data parallel training and of compilation."""
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nasplat.core.experiment import Bounds
+from nasplat.core.space import SearchSpace
 
 Constraints = Mapping[str, Bounds]
 
@@ -20,6 +21,21 @@ def violations(metrics: Mapping[str, float], constraints: Constraints) -> dict[s
         if bounds.min is not None:
             found[f"{name}.min"] = (bounds.min - metrics[name]) / max(abs(bounds.min), 1.0)
     return found
+
+
+def absolute(constraints: Constraints, space: SearchSpace) -> dict[str, Bounds]:
+    """The constraints with numbers in place of shares.
+
+    Of a space that makes one network smaller, bounds of up to 1 on its costs are shares of what that network costs.
+    """
+    whole: Mapping[str, float] = getattr(space, "whole", {})
+
+    def number(name: str, bound: float | None) -> float | None:
+        return bound * whole[name] if bound is not None and name in whole and 0 < bound <= 1 else bound
+
+    return {
+        name: Bounds(min=number(name, bounds.min), max=number(name, bounds.max)) for name, bounds in constraints.items()
+    }
 
 
 def excess(found: Mapping[str, float]) -> float:

@@ -13,11 +13,12 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Score, front
 from nasplat.core.space import SearchSpace
-from nasplat.search.constraints import excess
+from nasplat.search.constraints import absolute, excess
 from nasplat.search.events import Asked, FrontChanged, Judged, Message, OnEvent, Progress, Started, Told
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
 from nasplat.search.history import History, Proposal, goals_of
 from nasplat.search.processes import ProcessExecutor
+from nasplat.search.produce import produce
 from nasplat.search.propose import Exhausted, drafted, propose
 from nasplat.search.records import Evaluate, Record, TrialSpec, read_record
 from nasplat.search.references import references
@@ -92,6 +93,10 @@ def run_search(
     """
     if space is None:
         space = _space_of(experiment)
+    constraints = absolute(experiment.search.constraints, space)
+    experiment = experiment.model_copy(
+        update={"search": experiment.search.model_copy(update={"constraints": constraints})}
+    )
     with alone(run.root), Interrupts(on_event) as interrupts:
         search = experiment.search
         study = open_study(
@@ -200,7 +205,10 @@ class _Search:
         self.on_event = on_event
         self.interrupts = interrupts
         search = experiment.search
-        self.references = references(search.references, space) if search.references else {}
+        known = references(search.references, space) if search.references else {}
+        made = produce(experiment, space, run.root, lambda text: on_event(Message(text))) if search.produce else {}
+        self.first = {name: (one, "a known network") for name, one in known.items()}
+        self.first |= {name: (one, "produced before the search") for name, one in made.items() if name not in known}
         self.rungs = Rungs(search.early_stopping, self.goals)
         self.prediction: Prediction | None = None
         if search.screen is not None and search.screen.by == PREDICTOR:
@@ -322,13 +330,13 @@ class _Search:
         return replace(draft, screened=True, reason=dropped(PREDICTOR, predicted, least))
 
     def _reference(self) -> Draft | None:
-        """The next known network that was not evaluated yet."""
+        """The next known or produced network that was not evaluated yet."""
         done = {proposal.landmark for proposal in self.study.history}
-        for name, architecture in self.references.items():
+        for name, (architecture, what) in self.first.items():
             if name not in done:
                 draft = drafted(self.space, architecture, self.experiment.search.constraints)
                 original = self.study.history.by_digest.get(architecture.digest)
-                return replace(draft, why=f"{name}, a known network", landmark=name, repeat_of=original)
+                return replace(draft, why=f"{name}, {what}", landmark=name, repeat_of=original)
         return None
 
     def _start(self, proposal: Proposal, *, again: bool = False) -> None:

@@ -52,10 +52,10 @@ def train_and_judge(
         Infeasible: the memory does not suffice.
         NasplatError: something that concerns every candidate.
     """
-    from nasplat.training.devices import resolve_device, set_threads
+    from nasplat.training.devices import memory_guard, resolve_device, set_threads
     from nasplat.training.distributed import ALONE
     from nasplat.training.evaluate import judge
-    from nasplat.training.fit import fit
+    from nasplat.training.fit import fit, objective_of
 
     shard = shard or ALONE
     set_threads(spec.threads)
@@ -75,10 +75,14 @@ def train_and_judge(
         metrics[by] = _screening_score(by, network.to(device), dataset, spec.seed)
         if spec.threshold is not None and metrics[by] < spec.threshold:
             return Record("screened", metrics, dropped(by, metrics[by], spec.threshold))
+    original, kept = space.original(architecture) or (None, None)
+    with memory_guard("preparing the objective"):
+        objective = objective_of(experiment.train, dataset, network, device, original, kept)
     trained = fit(
         network,
         dataset,
         experiment.train,
+        objective=objective,
         device=device,
         seed=spec.seed,
         resident=experiment.data.resident,

@@ -102,6 +102,7 @@ class RayExecutor:
         self._folder = Path(storage).resolve() / TUNE
         self._handout = _Handout()
         self._progress = progress_actor()
+        self._taking: Any = None
         self._running: dict[int, TrialSpec] = {}
         name = evaluate if isinstance(evaluate, str) else f"{evaluate.__module__}:{evaluate.__qualname__}"
         fixed = {
@@ -229,11 +230,16 @@ class RayExecutor:
     def _tell_progress(self, on_progress: OnTrialProgress) -> None:
         import ray
 
-        with suppress(ray.exceptions.RayError):
-            for number, fields in ray.get(self._progress.take.remote(), timeout=5).items():
-                self._begun.add(number)
-                if number in self._running and fields is not None:
-                    on_progress(number, fields)
+        # What is asked now is looked at the next time: a busy machine answers late, and the driver has other work.
+        taking = self._taking or self._progress.take.remote()
+        self._taking = taking
+        if ray.wait([taking], timeout=0)[0]:
+            self._taking = None
+            with suppress(ray.exceptions.RayError):
+                for number, fields in ray.get(taking).items():
+                    self._begun.add(number)
+                    if number in self._running and fields is not None:
+                        on_progress(number, fields)
         if not self._running or not self._begun.isdisjoint(self._running):
             self._moved = time.monotonic()
         elif time.monotonic() - self._moved > STARVED_SECONDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,11 @@ def within(space: SearchSpace, constraints: Constraints) -> SearchSpace:
 def bounds_of(space: SearchSpace) -> Constraints:
     """The constraints of a view; none of any other space."""
     return space.constraints if isinstance(space, _Within) else {}
+
+
+def inner_of(space: SearchSpace) -> SearchSpace:
+    """The space that a view is of; any other space is itself."""
+    return space._space if isinstance(space, _Within) else space
 
 
 class _Within(SearchSpace):
@@ -89,6 +94,9 @@ class _Within(SearchSpace):
 
     def build(self, architecture: Architecture) -> nn.Module:
         return self._space.build(architecture)
+
+    def original(self, architecture: Architecture) -> tuple[nn.Module, Mapping[str, Sequence[int]]] | None:
+        return self._space.original(architecture)
 
     def drawings(self, architecture: Architecture) -> Mapping[str, Drawing]:
         return self._space.drawings(architecture)

@@ -17,6 +17,7 @@ from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.mbconv import MBConvSpace
 from nasplat.spaces.nasbench201 import NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
+from nasplat.spaces.pruning import PruningSpace
 from nasplat.spaces.tabular import TabularSpace
 from nasplat.spaces.user import UserSpace
 
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
     "nasbench201": NasBench201Space,
     "mbconv": MBConvSpace,
+    "pruning": PruningSpace,
     "tabular": TabularSpace,
     "user": UserSpace,
 }

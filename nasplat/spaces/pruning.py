@@ -2,15 +2,17 @@
 
     space: {family: pruning, model: "torchvision.models:resnet18", checkpoint: resnet18.pth, round_to: 8}
 
-A candidate is a vector of kept ratios (Network Pruning Spaces, He et al. 2022), with the number of residual blocks.
+A candidate is a vector of kept ratios (Network Pruning Spaces, He et al., 2023), with the number of residual blocks.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +28,14 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
-from nasplat.core.user_function import load_function
 
 if TYPE_CHECKING:
     from torch import nn
 
-RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
+    from nasplat.artifacts.recipe import Recipe
+    from nasplat.networks.surgery import Surgery
+
+RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 21))
 
 
 class PruningSpace(SearchSpace):
@@ -50,7 +54,7 @@ class PruningSpace(SearchSpace):
         round_to: widths become the nearest multiples of this many channels.
         only, leave: patterns of groups that are cut, and of groups that stay whole.
         depth: whether residual blocks may go.
-        scores: by group, the importance of every atom; default: the L2 norm of the filters that produce it.
+        scores: by group, the importance of every atom; default: see `group_norms`.
 
     Raises:
         NasplatError: no such function, a checkpoint that does not fit, a ratio out of range, a pattern or a score that
@@ -75,6 +79,7 @@ class PruningSpace(SearchSpace):
 
         from nasplat.networks.channel_tracer import trace_channels
         from nasplat.networks.residual_blocks import residual_blocks
+        from nasplat.networks.user_model import make_model
 
         self.problem = problem
         grid = sorted({1.0, *map(float, ratios)}, reverse=True)
@@ -85,7 +90,7 @@ class PruningSpace(SearchSpace):
         self._model, self._arguments, self._inherits = model, dict(arguments or {}), checkpoint is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._base = self._made().eval()
+            self._base = make_model(model, self._arguments).eval()
         if checkpoint is not None:
             from nasplat.artifacts.foreign_checkpoint import load_checkpoint
 
@@ -141,6 +146,15 @@ class PruningSpace(SearchSpace):
         """By group, how many of its atoms stay."""
         return {group.name: self._widths[name][float(values[name])] for name, group in self._named()}
 
+    def with_widths(self, widths: Mapping[str, int]) -> Architecture:
+        """The architecture whose groups have the largest widths that are not above these; others stay whole."""
+        values = {}
+        for name, group in self._named():
+            options = self._widths[name]
+            wanted = widths.get(group.name, group.size)
+            values[name] = next((ratio for ratio, width in options.items() if width <= wanted), min(options))
+        return self.canonical(values)
+
     def keep(self, values: Values) -> dict[str, list[int]]:
         """By group that loses something, the atoms that stay, ascending: the most important ones."""
         return {
@@ -169,6 +183,11 @@ class PruningSpace(SearchSpace):
         macs, params = self.costs([architecture.values])
         return {"macs": float(macs[0]), "params": float(params[0])}
 
+    @cached_property
+    def whole(self) -> Mapping[str, float]:
+        """What the original costs; constraints may be shares of it."""
+        return self.known(self.canonical({}))
+
     def cost(self, architecture: Architecture) -> Cost:
         """As the others; the peak of the activations is counted on a copy without data, which `known` does without."""
         from nasplat.networks.counter import copy_to, count
@@ -183,28 +202,46 @@ class PruningSpace(SearchSpace):
 
     def build(self, architecture: Architecture) -> nn.Module:
         """The network with its channels cut: trained weights where a checkpoint was given, fresh ones otherwise."""
-        return self._cut(self._base if self._inherits else self._made(), architecture.values).train()
+        from nasplat.networks.user_model import make_model
+
+        whole = self._base if self._inherits else make_model(self._model, self._arguments)
+        return self._cut(whole, architecture.values).train()
+
+    def original(self, architecture: Architecture) -> tuple[nn.Module, Mapping[str, Sequence[int]]] | None:
+        from nasplat.networks.surgery import kept_channels
+
+        if not self._inherits:
+            return None
+        # A copy, for whoever moves it to another device or trains it.
+        return copy.deepcopy(self._base), kept_channels(self._base, [self._surgery(self._base, architecture.values)])
+
+    def operations(self, architecture: Architecture) -> list[tuple[str, ...] | Surgery]:
+        """What is done to the network: whole blocks by their names, then channels."""
+        gone = self.removed(architecture.values)
+        return [*([gone] if gone else []), self._surgery(self._base, architecture.values)]
+
+    def recipe(self, architecture: Architecture, network: nn.Module) -> Recipe:
+        """How the network of an architecture is made from its original, without nasplat."""
+        from nasplat.networks.rebuild import make_recipe
+
+        operations = self.operations(architecture)
+        return make_recipe(self._base, network, operations, self.problem.input_shape, self._model, self._arguments)
+
+    def _surgery(self, model: nn.Module, values: Values) -> Surgery:
+        from nasplat.networks.rebuild import without_blocks
+        from nasplat.networks.surgery import plan
+
+        gone = self.removed(values)
+        return plan(without_blocks(model, gone), _part(self.channels, gone, inside=False), self.keep(values))
 
     def _named(self) -> list[tuple[str, Group]]:
         return list(zip(self._widths, self._groups, strict=True))
 
-    def _made(self) -> nn.Module:
-        from torch import nn
-
-        if self._model.startswith("torchvision"):
-            from nasplat.data.torchvision_import import torchvision  # noqa: F401  (repairs its import)
-        made = load_function(self._model, "model")(**self._arguments)
-        if not isinstance(made, nn.Module):
-            raise NasplatError(f"{self._model} returns a {type(made).__name__}", "it must return a torch.nn.Module")
-        return made
-
     def _cut(self, model: nn.Module, values: Values) -> nn.Module:
         from nasplat.networks.rebuild import without_blocks
-        from nasplat.networks.surgery import prune
+        from nasplat.networks.surgery import operate
 
-        gone = self.removed(values)
-        left = _part(self.channels, gone, inside=False)
-        return prune(without_blocks(model, gone), left, self.keep(values))[0]
+        return operate(without_blocks(model, self.removed(values)), self._surgery(model, values))[0]
 
 
 def _within(name: str, blocks: Sequence[str]) -> bool:
@@ -277,14 +314,21 @@ def _orders(
             raise NasplatError(f"group {name!r} has {graph.group(name).size} atoms and {len(own)} scores")
     found = {}
     for group in groups:
-        values = np.array(given[group.name]) if group.name in given else filter_norms(group, model)
+        values = np.array(given[group.name]) if group.name in given else group_norms(group, model)
         found[group.name] = np.argsort(-values, kind="stable")
     return found
 
 
-def filter_norms(group: Group, model: nn.Module) -> np.ndarray:
-    """The L2 norm of what each atom has in the first tensor of its group, `(atoms,)`."""
-    member = group.members[0]
-    tensor = dict(model.state_dict())[member.tensor].detach().double().movedim(member.dim, 0).flatten(1)
-    squares = tensor.square().sum(1).cpu().numpy()
-    return np.asarray(np.sqrt(squares[member.indices].sum(1)))
+def group_norms(group: Group, model: nn.Module) -> np.ndarray:
+    """Squared norms of all weights that an atom has, by tensor over the tensor's mean, summed `(atoms,)`.
+
+    Fang et al., DepGraph, 2023; as the criterion `group_norm` of `nasplat prune`.
+    """
+    state = dict(model.state_dict())
+    total = np.zeros(group.size)
+    for member in group.members:
+        rows = state[member.tensor].detach().double().cpu().movedim(member.dim, 0)
+        if rows.numel() > len(rows):  # scales and shifts have no voice beside filters
+            squares = rows.flatten(1).square().sum(1).numpy()[member.indices].sum(1)
+            total += squares / squares.mean() if squares.any() else 0.0
+    return total

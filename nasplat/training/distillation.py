@@ -4,71 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasplat.core.distillation import Distillation
+from nasplat.artifacts.weights import checksum
+from nasplat.core.architecture import canonical_json, fingerprint
+from nasplat.core.distillation import Distillation, Teacher
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Train
 from nasplat.core.problem import Problem
 from nasplat.training.distillation_features import attention, check_path, hint, relation, watched
+from nasplat.training.distillation_logits import Pace, decoupled, logit_mse, soft_logits, specialists
+from nasplat.training.evaluate import evaluation_loader
 from nasplat.training.features import device_of, evaluating
-from nasplat.training.objectives import Objective
 from nasplat.training.teachers import Teachers, answer, check_agreement
 
 if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
     from nasplat.data.loader import Batch
-
-
-def soft_logits(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target || student) (Hinton et al., 2015).
-
-    Args:
-        student: logits `(N, C)`.
-        target: log-probabilities `(N, C)` at the temperature.
-    """
-    own = (student.float() / temperature).log_softmax(1)
-    return temperature**2 * F.kl_div(own, target, reduction="batchmean", log_target=True)
-
-
-def decoupled_parts(student: Tensor, target: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD of each image, `(N,)` both, not times T^2 (Zhao et al., 2022). KD = TCKD + (1 - p_t) NCKD."""
-    own = (student.float() / temperature).log_softmax(1)
-    right = F.one_hot(labels, own.shape[1]).bool()
-
-    def split(logs: Tensor) -> tuple[Tensor, Tensor]:
-        hit = logs.masked_fill(~right, 0.0).sum(1)
-        rest = logs.masked_fill(right, -torch.inf).logsumexp(1)
-        others = (logs - rest[:, None]).masked_fill(right, 0.0)
-        return torch.stack([hit, rest], 1), others
-
-    (pair_s, rest_s), (pair_t, rest_t) = split(own), split(target)
-    binary = (pair_t.exp() * (pair_t - pair_s)).sum(1)
-    among = (rest_t.exp().masked_fill(right, 0.0) * (rest_t - rest_s)).sum(1)
-    return binary, among
-
-
-def decoupled(student: Tensor, target: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
-    """T^2 (alpha TCKD + beta NCKD) (Zhao et al., Decoupled Knowledge Distillation, 2022)."""
-    binary, among = decoupled_parts(student, target, labels, temperature)
-    return temperature**2 * (alpha * binary + beta * among).mean()
-
-
-def specialists(
-    student: Tensor, answers: Sequence[Tensor], groups: Sequence[Tensor], labels: Tensor, temperature: float
-) -> Tensor:
-    """Each teacher teaches the images of its own classes, the student renormalised in them (Gao et al., 2017)."""
-    loss = student.new_zeros((), dtype=torch.float32)
-    for given, group in zip(answers, groups, strict=True):
-        own = (student.float()[:, group] / temperature).log_softmax(1)
-        soft = (given / temperature).log_softmax(1)
-        each = F.kl_div(own, soft, reduction="none", log_target=True).sum(1)
-        loss = loss + (each * (labels[:, None] == group).any(1)).mean()
-    return temperature**2 * loss
-
 
 # Name -> loss of features (student's, teacher's) at each pair.
 FEATURE_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -77,7 +34,7 @@ FEATURE_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relation": relation,
 }
 # Name -> whether it needs labels.
-LOGIT_OBJECTIVES = {"logits": False, "decoupled": True, "specialists": True}
+LOGIT_OBJECTIVES = {"logits": False, "logit_mse": False, "decoupled": True, "specialists": True}
 
 
 class _Reversed(torch.autograd.Function):
@@ -102,29 +59,38 @@ class Distilled:
         settings: Distillation,
         smoothing: float,
         problem: Problem,
-        size: int,
         networks: Sequence[nn.Module],
         network: nn.Module,
         kept: Mapping[str, Sequence[int]],
     ) -> None:
         groups = [teacher.classes for teacher in settings.teachers] or [None] * len(networks)
-        _check(settings, problem, networks, groups)
+        _check(settings, networks, groups)
         self.settings, self.smoothing, self.shape = settings, smoothing, problem.input_shape
         self.classes = check_agreement(network, networks, problem.input_shape, groups)
         self.weights = {name: weight for name, weight in settings.weights.items() if weight}
-        self.needs_labels = bool(settings.labels) or any(LOGIT_OBJECTIVES.get(name, False) for name in self.weights)
+        needs = [name for name in self.weights if LOGIT_OBJECTIVES.get(name, False)]
+        self.needs_labels = bool(settings.labels) or bool(needs)
         if self.needs_labels and all(output.kind != "classification" for output in problem.outputs):
+            what = f"objective {needs[0]}" if needs else f"distill.labels: {settings.labels:g}"
             raise NasplatError(
-                "this distillation needs labels, and these data have none", "use weights: {logits: 1} and labels: 0"
+                f"{what} needs labels, and these data have none", "use weights: {logits: 1} and labels: 0"
             )
         self.by_features = [name for name in self.weights if name in FEATURE_OBJECTIVES]
         before = copy.deepcopy(network) if settings.choice == "better" else None
-        self.teachers = Teachers(networks, before, size if settings.cache else 0)
+        self.teachers = Teachers(networks, before)
         self.groups = [torch.tensor(group) for group in groups if group is not None]
         self.kept = {path: torch.tensor(list(indices)) for path, indices in kept.items()}
         for own, other in settings.pairs.items():
             check_path(network, own, "student")
             check_path(networks[0], other, "teacher")
+        # Two trainings with other teachers are not one training.
+        self.identity = fingerprint(
+            {
+                "settings": settings.model_dump(mode="json"),
+                "teachers": [checksum(one.state_dict()) for one in networks],
+                "kept": {path: list(map(int, indices)) for path, indices in kept.items()},
+            }
+        )
 
     def module(self, network: nn.Module) -> nn.Module | None:
         device = device_of(network)
@@ -134,60 +100,68 @@ class Distilled:
         parts: dict[str, nn.Module] = {}
         if "hint" in self.weights:
             parts.update(self._regressors(network, device))
+        if "specialists" in self.weights:
+            parts["pace"] = Pace(len(self.groups))
         if self.settings.discriminator:
             layers = (nn.Linear(self.classes, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
             parts["discriminator"] = nn.Sequential(*layers)
         return nn.ModuleDict(parts) if parts else None
 
     def loss(self, network: nn.Module, extra: nn.Module | None, batch: Batch, generator: torch.Generator) -> Tensor:
-        images, labels, wanted = batch.views[0], batch.labels, self.settings
+        images, labels, wanted, weights = batch.views[0], batch.labels, self.settings, self.weights
+        parts = extra if isinstance(extra, nn.ModuleDict) else nn.ModuleDict()
         if self.needs_labels and labels is None:
             raise NasplatError("this distillation needs labels, and these data have none", "use labels: 0")
         pairs = wanted.pairs if self.by_features else {}
         with watched(network, pairs) as own:
             student = answer(network, images)
+        with torch.no_grad(), watched(self.teachers.networks[0], set(pairs.values())) as theirs:
+            asked = bool(wanted.discriminator or weights.keys() & {"logits", "decoupled"})
+            target = self.teachers.targets(batch, wanted.temperature) if asked else student
+            if weights.keys() & {"logit_mse", "specialists"}:
+                answers = self.teachers.logits(images)
+            elif pairs and not theirs:
+                self.teachers.networks[0](images)
         total = student.new_zeros(())
-        if wanted.labels:
-            assert labels is not None
+        if wanted.labels and labels is not None:
             total = total + wanted.labels * F.cross_entropy(student, labels, label_smoothing=self.smoothing)
-        if wanted.discriminator or self.weights.keys() & {"logits", "decoupled"}:
-            target = self.teachers.targets(images, labels, batch.indices, wanted.temperature)
-        if "logits" in self.weights:
-            total = total + self.weights["logits"] * soft_logits(student, target, wanted.temperature)
-        if "decoupled" in self.weights:
-            assert labels is not None
+        if "logits" in weights:
+            total = total + weights["logits"] * soft_logits(student, target, wanted.temperature)
+        if "logit_mse" in weights:
+            total = total + weights["logit_mse"] * logit_mse(student, answers)
+        if "decoupled" in weights and labels is not None:
             loss = decoupled(student, target, labels, wanted.temperature, wanted.alpha, wanted.beta)
-            total = total + self.weights["decoupled"] * loss
-        if "specialists" in self.weights:
-            assert labels is not None
-            answers = self.teachers.logits(images)
-            loss = specialists(student, answers, self.groups, labels, wanted.temperature)
-            total = total + self.weights["specialists"] * loss
+            total = total + weights["decoupled"] * loss
+        if "specialists" in weights and labels is not None:
+            pace = parts["pace"]
+            assert isinstance(pace, Pace)
+            loss = specialists(student, answers, self.groups, labels, wanted.temperature, pace)
+            total = total + weights["specialists"] * loss
         if pairs:
-            total = total + self._features(images, own, extra)
+            total = total + self._features(own, theirs, parts)
         if wanted.discriminator:
-            assert isinstance(extra, nn.ModuleDict)
             logs = (student / wanted.temperature).log_softmax(1)
-            both = extra["discriminator"](torch.cat([_Reversed.apply(logs), target])).float().squeeze(1)
+            both = parts["discriminator"](torch.cat([_Reversed.apply(logs), target])).float().squeeze(1)
             real = torch.arange(len(both), device=both.device) >= len(logs)
             total = total + wanted.discriminator * F.binary_cross_entropy_with_logits(both, real.float())
         return total
 
-    def _features(self, images: Tensor, own: dict[str, Tensor], extra: nn.Module | None) -> Tensor:
-        with torch.no_grad(), watched(self.teachers.networks[0], set(self.settings.pairs.values())) as theirs:
-            self.teachers.networks[0](images)
-        total = images.new_zeros((), dtype=torch.float32)
+    def _features(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], parts: nn.ModuleDict) -> Tensor:
+        total = next(iter(own.values())).new_zeros((), dtype=torch.float32)
         for path, other in self.settings.pairs.items():
             features = self._aligned(other, theirs[other])
             for name in self.by_features:
                 given, key = own[path], _key(path)
-                if name == "hint" and isinstance(extra, nn.ModuleDict) and key in extra:
-                    given = extra[key](given)
+                if name == "hint" and key in parts:
+                    given = parts[key](given)
                 total = total + self.weights[name] * FEATURE_OBJECTIVES[name](given, features)
         return total
 
     def _aligned(self, path: str, features: Tensor) -> Tensor:
-        return features.index_select(1, self.kept[path]) if path in self.kept else features
+        if path not in self.kept:
+            return features
+        last = isinstance(self.teachers.networks[0].get_submodule(path), nn.Linear | nn.LayerNorm)
+        return features.index_select(-1 if last else 1, self.kept[path])
 
     def _regressors(self, network: nn.Module, device: torch.device) -> dict[str, nn.Module]:
         teacher, pairs = self.teachers.networks[0], self.settings.pairs
@@ -209,48 +183,77 @@ class Distilled:
         return made
 
 
+def distillation(
+    train: Train,
+    dataset: Dataset,
+    network: nn.Module,
+    *,
+    teachers: Sequence[nn.Module] = (),
+    kept: Mapping[str, Sequence[int]] | None = None,
+    device: torch.device | None = None,
+) -> Distilled:
+    """The objective that teaches a network.
+
+    Args:
+        train: with its section `distill`.
+        teachers: those that the settings name, or where they name none.
+        kept: module path of the first teacher -> its channels that the student, a pruned teacher, kept; its features
+            then need no projection.
+        device: where soft labels that are cached are made.
+
+    Raises:
+        NasplatError: there is no teacher, networks that do not fit each other, pairs that do not exist, or labels that
+            are missing.
+    """
+    settings = train.distill
+    assert settings is not None
+    networks = list(teachers) or [load_teacher(one) for one in settings.teachers]
+    found = Distilled(settings, train.label_smoothing, dataset.problem, networks, network, kept or {})
+    if settings.cache:
+        place = device or device_of(network)
+        found.teachers.to(place)
+        found.teachers.remember(evaluation_loader(dataset, "train", place).ordered(), settings.temperature)
+    return found
+
+
+def load_teacher(teacher: Teacher) -> nn.Module:
+    """The trained network, frozen; read once a process."""
+    return _load_teacher(canonical_json(teacher.model_dump(mode="json")))
+
+
+@lru_cache(maxsize=8)
+def _load_teacher(text: str) -> nn.Module:
+    from nasplat.networks.user_model import trained_model
+
+    teacher = Teacher.model_validate_json(text)
+    try:
+        return trained_model(teacher.model, teacher.arguments, teacher.checkpoint)
+    except NasplatError as error:
+        raise NasplatError(f"teacher {teacher.model}: {error.message}", error.advice) from error
+
+
 def _key(path: str) -> str:
     return "regressor_" + path.replace(".", "/")
 
 
-def _check(
-    settings: Distillation, problem: Problem, networks: Sequence[nn.Module], groups: Sequence[list[int] | None]
-) -> None:
+def _check(settings: Distillation, networks: Sequence[nn.Module], groups: Sequence[list[int] | None]) -> None:
     known = (*LOGIT_OBJECTIVES, *FEATURE_OBJECTIVES)
     for name in settings.weights:
         if name not in known:
-            raise NasplatError(f"there is no distillation {name!r}", nearest(name, known) + f"there are {known}")
+            raise NasplatError(
+                f"distill.weights: there is no objective {name!r}",
+                f"{nearest(name, known)}there are {', '.join(known)}",
+            )
     if not networks:
-        raise NasplatError("distillation needs a teacher", "name one under teachers")
+        raise NasplatError("distill needs a teacher", "name one: teachers: [{model: …, checkpoint: …}]")
     if len(groups) != len(networks):
         raise NasplatError(f"{len(groups)} teachers are named and {len(networks)} are given")
     special = bool(settings.weights.get("specialists"))
     if special != any(group is not None for group in groups) or (special and None in groups):
         raise NasplatError("weights: specialists and classes of every teacher go together", "give both or neither")
     if special and (settings.cache or settings.discriminator or len([w for w in settings.weights.values() if w]) > 1):
-        raise NasplatError("specialists cannot be joined with other objectives, cache or discriminator")
+        raise NasplatError(
+            "specialists cannot be joined with other objectives, cache or discriminator", "labels can be: labels: 1"
+        )
     if any(settings.weights.get(name) for name in FEATURE_OBJECTIVES) and not settings.pairs:
         raise NasplatError("objectives of features need pairs", "pairs: {layer of student: layer of teacher}")
-
-
-def make_distillation(
-    settings: Distillation,
-    train: Train,
-    problem: Problem,
-    dataset_size: int,
-    teachers: Sequence[nn.Module],
-    network: nn.Module,
-    kept: Mapping[str, Sequence[int]] | None = None,
-) -> Objective:
-    """The objective that teaches `network`; pass it to `fit` as `objective`.
-
-    Args:
-        kept: module path of the teacher -> its channels that the student, a pruned teacher, kept.
-
-    Raises:
-        NasplatError: networks that do not fit each other, pairs that do not exist, labels that are missing, a cache
-            under augmentation.
-    """
-    if settings.cache and (train.augment is None or len(train.augment)):
-        raise NasplatError("soft labels cannot be cached while images are augmented", "use augment: [] or cache: false")
-    return Distilled(settings, train.label_smoothing, problem, dataset_size, teachers, network, kept or {})

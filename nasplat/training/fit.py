@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from nasplat.training.devices import memory_guard, place
 from nasplat.training.distributed import ALONE, Shard
 from nasplat.training.loop import Progress, TrainResult, train
 from nasplat.training.objectives import Objective, make_objective
+from nasplat.training.recalibrate import recalibrate_on
 
 if TYPE_CHECKING:
     from nasplat.data.datasets import Dataset
@@ -37,11 +38,17 @@ def fit(
 ) -> TrainResult:
     """Trains a network in place on the training images of a data set; see `nasplat.training.loop.train`.
 
+    Settings of 0 epochs train nothing: the statistics of batch norm are measured anew.
+
     Args:
-        objective: in place of the one that the settings name.
+        objective: in place of the one that the settings name; see `objective_of`.
     """
+    if settings.epochs == 0:
+        with memory_guard("measuring batch norm"):
+            recalibrate_on(network, dataset, device, seed)
+        return TrainResult((), 0, 0.0, True)
     with memory_guard("loading images"):
-        objective = objective or make_objective(settings, dataset.problem, len(dataset.train))
+        objective = objective or objective_of(settings, dataset, network, device)
         loader = training_loader(dataset, settings, objective, device, resident, shard)
     return train(
         network,
@@ -56,6 +63,29 @@ def fit(
         until=until,
         shard=shard,
     )
+
+
+def objective_of(
+    settings: Train,
+    dataset: Dataset,
+    network: nn.Module,
+    device: torch.device,
+    original: nn.Module | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
+) -> Objective:
+    """What the settings say that a network is trained on.
+
+    Args:
+        original: of a pruned network the one that it was, its teacher where the settings name none.
+        kept: see `nasplat.training.distillation.distillation`.
+    """
+    if settings.distill is None:
+        return make_objective(settings, dataset.problem, len(dataset.train))
+    from nasplat.training.distillation import distillation
+
+    if original is None or settings.distill.teachers:
+        return distillation(settings, dataset, network, device=device)
+    return distillation(settings, dataset, network, teachers=(original,), kept=kept, device=device)
 
 
 def training_loader(

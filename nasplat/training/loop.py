@@ -185,7 +185,14 @@ class _Training:
         if settings.epochs is not None:
             self.steps = max(1, round(settings.epochs * loader.batches_per_epoch))
         plain = settings.model_dump(exclude={"checkpoint_seconds"})
-        self.identity = fingerprint({"settings": plain, "seed": seed, "dtype": str(placement.dtype)})
+        self.identity = fingerprint(
+            {
+                "settings": plain,
+                "seed": seed,
+                "dtype": str(placement.dtype),
+                "objective": getattr(objective, "identity", ""),  # of teachers, which the settings only name
+            }
+        )
 
         self.step = 0
         self.epoch_step = 0  # steps done in this epoch

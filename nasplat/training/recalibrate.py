@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nasplat.training.features import device_of, evaluating
+
+if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
+
+IMAGES = 2048
+BATCH = 128
+
+
+def recalibrate_on(network: nn.Module, dataset: Dataset, device: torch.device, seed: int, images: int = IMAGES) -> None:
+    """Measures the statistics anew on about so many training images, not augmented, in place, on the device."""
+    from nasplat.data.loader import Loader
+
+    size = min(BATCH, len(dataset.train), images)
+    loader = Loader(dataset.train, batch_size=size, device=device, mean=dataset.mean, std=dataset.std)
+    batches = islice(loader.epoch(torch.Generator().manual_seed(seed % 2**63)), max(1, round(images / size)))
+    recalibrate(network.to(device), (batch.views[0] for batch in batches))
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:

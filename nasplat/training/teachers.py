@@ -1,14 +1,18 @@
-"""Frozen networks that answer for a batch, and the memory of their answers."""
+"""Trained networks that answer for a batch, and the memory of their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nasplat.core.errors import NasplatError
 from nasplat.training.features import device_of, evaluating
+
+if TYPE_CHECKING:
+    from nasplat.data.loader import Batch
 
 
 def answer(network: nn.Module, images: Tensor) -> Tensor:
@@ -18,6 +22,8 @@ def answer(network: nn.Module, images: Tensor) -> Tensor:
         NasplatError: a network that gives anything but one tensor of two dimensions.
     """
     logits = network(images)
+    if isinstance(logits, Mapping) and len(logits) == 1:  # one named output, as networks of our spaces may have
+        (logits,) = logits.values()
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise NasplatError(
             f"{type(network).__name__} gives {type(logits).__name__}, not one tensor (images, classes)",
@@ -59,49 +65,46 @@ def check_agreement(
 
 
 class Teachers:
-    """Frozen networks, in eval mode, outside every module that is trained or saved.
+    """Networks in eval mode that are asked without gradients, outside every module that is trained or saved.
 
     Several that know all classes are averaged: softmaxes at the temperature (MEAL V2, Shen & Savvides, 2020).
 
     Args:
         before: the student as it was; each image is then taught by whoever gives its label the higher probability, or
             without labels by the more confident (Roth et al., Fantastic Gains, 2024).
-        remember: number of images whose answers are kept, by row; 0 for none.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], before: nn.Module | None = None, remember: int = 0) -> None:
+    def __init__(self, networks: Sequence[nn.Module], before: nn.Module | None = None) -> None:
         self.networks, self.before = list(networks), before
-        self.remember = remember
-        self._known: Tensor | None = None
-        self._answers: Tensor | None = None
-        for network in (*self.networks, *([before] if before is not None else [])):
-            network.requires_grad_(False).eval()
+        self._remembered: Tensor | None = None
+        for network in self._all():
+            network.eval()
+
+    def _all(self) -> list[nn.Module]:
+        return [*self.networks, *([self.before] if self.before is not None else [])]
 
     def to(self, device: torch.device) -> None:
-        for network in (*self.networks, *([self.before] if self.before is not None else [])):
+        for network in self._all():
             network.to(device).eval()
 
     @torch.no_grad()
-    def targets(self, images: Tensor, labels: Tensor | None, rows: Tensor, temperature: float) -> Tensor:
+    def remember(self, batches: Iterable[Batch], temperature: float) -> None:
+        """Answers for all training images, in their order, once and for all; they must be seen as they are."""
+        self._remembered = torch.cat([self._asked(batch, temperature) for batch in batches])
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, temperature: float) -> Tensor:
         """Log-probabilities `(N, C)` at the temperature."""
-        if not self.remember:
-            return self._asked(images, labels, temperature)
-        # One wait for the device, in place of a run of the teachers.
-        if self._known is not None and self._answers is not None and self._known[rows].all().cpu().numpy():
-            return self._answers[rows]
-        found = self._asked(images, labels, temperature)
-        if self._known is None or self._answers is None:
-            self._known = torch.zeros(self.remember, dtype=torch.bool, device=images.device)
-            self._answers = found.new_zeros(self.remember, found.shape[1])
-        self._known[rows] = True
-        self._answers[rows] = found
-        return found
+        if self._remembered is None:
+            return self._asked(batch, temperature)
+        return self._remembered[batch.indices.to(self._remembered.device)]
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> list[Tensor]:
         return [answer(network, images) for network in self.networks]
 
-    def _asked(self, images: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
+    def _asked(self, batch: Batch, temperature: float) -> Tensor:
+        images, labels = batch.views[0], batch.labels
         logits = self.logits(images)
         soft = mean_of(logits, temperature)
         if self.before is None:

@@ -122,7 +122,7 @@ def test_a_pruning_file_says_the_same(there: Shell) -> None:
         ("--macs 0.5 --set arguments.depth=8", "unexpected keyword argument 'depth'"),
         ("--macs 0.5 --checkpoint gone.pth", "there is no gone.pth"),
         ("--macs 0.5 --model their_models:tiny", "has no function 'tiny'"),
-        ("--macs 0.5 --set mean=[0.5,0.5,0.5] --set std=[1,1,1]", "mean and std are for 3 channels"),
+        ("--macs 0.5 --set data.mean=[0.5,0.5,0.5] --set data.std=[1,1,1]", "do not fit images of 1 channel"),
         ("--macs 0.5 --epochs 1 --set train.augment=[crop,flap]", "train.augment cannot be 'flap'"),
     ],
 )

@@ -18,7 +18,7 @@ from nasplat.search.history import History, Proposal
 from nasplat.search.optuna_strategies import nsga2
 from nasplat.search.sampler import StrategySampler, suggest
 from nasplat.search.seeds import ask_rng, candidate_seed
-from nasplat.search.strategies import STRATEGIES, make_strategy
+from nasplat.search.strategies import make_strategy
 from nasplat.search.suggestion import Strategy, Suggestion
 from nasplat.search.within import within
 from tests.search.toys import ToySpace, accuracy
@@ -68,7 +68,7 @@ def walk(name: str, length: int, seed: int = 0) -> list[Proposal]:
     return proposals
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_cold_and_warm_propose_the_same(name: str) -> None:
     """A resumed search starts with cold caches, and must go on as the uninterrupted one would have."""
     length = 14 if name == "optuna_gp" else 40
@@ -80,7 +80,7 @@ def test_cold_and_warm_propose_the_same(name: str) -> None:
         assert walk(name, 10, seed=1) != warm[:10]
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_one_goal_works_too(name: str) -> None:
     strategy, proposals = make_strategy(name, OPTIONS[name]), []
     for _ in range(9):

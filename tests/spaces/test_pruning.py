@@ -96,7 +96,9 @@ def test_the_most_important_channels_are_inherited(tmp_path: Path) -> None:
     torch.save(base.state_dict(), tmp_path / "base.pth")
     space = PruningSpace(PROBLEM, model=f"{__name__}:small", checkpoint=str(tmp_path / "base.pth"), depth=False)
     built = space.build(space.canonical({"4.ratio": 0.5}))
-    order = base.get_parameter("4.weight").flatten(1).norm(dim=1).argsort(descending=True)[:8].sort().values
+    makes, reads = (base.get_parameter(name).square() for name in ("4.weight", "8.weight"))
+    squares = [makes.sum((1, 2, 3)), reads.sum(0)]
+    order = sum(one / one.mean() for one in squares).argsort(descending=True)[:8].sort().values
     torch.testing.assert_close(built.get_parameter("4.weight"), base.get_parameter("4.weight")[order])
 
 

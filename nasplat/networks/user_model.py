@@ -1,8 +1,9 @@
-"""Networks that a user names as `module:function`."""
+"""Networks of a user's own: named as `module:function`, or as a folder that nasplat wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasplat.core.errors import NasplatError
@@ -31,3 +32,27 @@ def make_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise NasplatError(f"model: {name} returned a {type(module).__name__}", "it must return a torch module")
     return module
+
+
+def trained_model(name: str, arguments: Mapping[str, Any], checkpoint: Path | str | None) -> nn.Module:
+    """A network with its weights, in eval mode.
+
+    Args:
+        name: `module:function`, or a folder that `nasplat prune` wrote.
+        arguments: of the function.
+        checkpoint: a file of weights; without one the weights are those that the function makes.
+
+    Raises:
+        NasplatError: see `make_model`; a checkpoint that does not load or does not fit, or a folder without a recipe.
+    """
+    if Path(name).is_dir():
+        from nasplat.networks.rebuild import load_pruned
+
+        network = load_pruned(name)
+    else:
+        network = make_model(name, arguments)
+    if checkpoint is not None:
+        from nasplat.artifacts.foreign_checkpoint import load_checkpoint
+
+        load_checkpoint(network, Path(checkpoint))
+    return network.eval()

@@ -1,13 +1,14 @@
-"""From a pruning file, or from options of the command line alone, to a validated `PruningFile`."""
+"""From a pruning file or a distillation file, or from options of the command line alone, to validated settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from nasplat.core.distillation_file import DistillationFile
 from nasplat.core.pruning import PruningFile
 from nasplat.jobs.experiment import (
     add_user_code,
@@ -17,9 +18,13 @@ from nasplat.jobs.experiment import (
     no_empty_sections,
     override,
     text_keys,
+    with_files,
+    with_teacher_files,
 )
 from nasplat.jobs.explain import explain
 from nasplat.jobs.yaml_file import YamlFile, read_yaml
+
+Settings = TypeVar("Settings", PruningFile, DistillationFile)
 
 
 def load_pruning(path: Path | None, overrides: Iterable[str] = ()) -> PruningFile:
@@ -32,6 +37,26 @@ def load_pruning(path: Path | None, overrides: Iterable[str] = ()) -> PruningFil
     Raises:
         NasplatError: with file, line, key, the allowed values and the nearest right name.
     """
+    settings, source = _read(PruningFile, path, overrides)
+    updates: dict[str, Any] = {}
+    if settings.checkpoint is not None:
+        updates["checkpoint"] = str(found_file(settings.checkpoint, source, ("checkpoint",)))
+    if "name" not in source.data:
+        updates["name"] = settings.model.rpartition(":")[2] if path is None else source.path.stem
+    return settings.model_copy(update=updates)
+
+
+def load_distillation(path: Path | None, overrides: Iterable[str] = ()) -> DistillationFile:
+    """The same of a distillation."""
+    settings, source = _read(DistillationFile, path, overrides)
+    updates: dict[str, Any] = {"student": with_files(settings.student, source, ("student",))}
+    if "name" not in source.data and path is not None:
+        updates["name"] = source.path.stem
+    return settings.model_copy(update=updates)
+
+
+def _read(kind: type[Settings], path: Path | None, overrides: Iterable[str]) -> tuple[Settings, YamlFile]:
+    """The settings with absolute paths of images and teachers, and where each key stands."""
     if path is None:
         path = Path.cwd() / "the command line"
         source = YamlFile(path, {})
@@ -40,23 +65,21 @@ def load_pruning(path: Path | None, overrides: Iterable[str] = ()) -> PruningFil
         source = read_yaml(path)
     for text in overrides:
         override(source, text)
-    no_empty_sections(source, PruningFile)
+    no_empty_sections(source, kind)
     for name in ("data", "train"):
         if name in source.data and source.data[name] is None:
             source.data[name] = {}
     text_keys(source.data, source, ())
     try:
-        settings = PruningFile.model_validate(source.data)
+        settings = kind.model_validate(source.data)
     except ValidationError as error:
-        raise explain(error, source, what=PruningFile) from error
+        raise explain(error, source, what=kind) from error
     check_names(settings, source)
     add_user_code(path)
     updates: dict[str, Any] = {}
-    if settings.checkpoint is not None:
-        updates["checkpoint"] = str(found_file(settings.checkpoint, source, ("checkpoint",)))
+    if settings.train is not None:
+        updates["train"] = with_teacher_files(settings.train, source)
     if settings.data is not None and settings.data.path is not None:
         found = found_file(settings.data.path, source, ("data", "path"))
         updates["data"] = settings.data.model_copy(update={"path": str(found)})
-    if "name" not in source.data:
-        updates["name"] = path.stem if path.suffix else settings.model.rpartition(":")[2]
-    return settings.model_copy(update=updates)
+    return settings.model_copy(update=updates), source
