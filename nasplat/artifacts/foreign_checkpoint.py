@@ -176,6 +176,6 @@ def _compare(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Pat
             there, here = tensors[classes[0]].shape[0], own[classes[0]].shape[0]
             advice = (
                 f"the checkpoint has {there} classes and the model {here}: give the model as many, for instance "
-                f"arguments: {{num_classes: {there}}}"
+                f"arguments: {{num_classes: {there}}}, or --set arguments.num_classes={there}"
             )
     raise NasplatError(f"the checkpoint {path} does not fit the model; {'; '.join(lines)}", advice)

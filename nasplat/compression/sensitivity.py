@@ -111,6 +111,27 @@ def least_sensitive(space: PruningSpace, table: Table, too_much: Callable[[Archi
     return filled(space, here, too_much)
 
 
+def shrunk(space: PruningSpace, architecture: Architecture, too_much: Callable[[Architecture], float]) -> Architecture:
+    """Takes from all groups in turn, one step each, until the budget is met.
+
+    Raises:
+        NasplatError: the smallest architecture does not meet it.
+    """
+    ratios = [name for name in space.choices if name.endswith(".ratio")]
+    while too_much(architecture) > 0:
+        before = architecture
+        for name in ratios:
+            options = space.choices[name].options
+            place = options.index(architecture.values[name])
+            less = [space.canonical({**architecture.values, name: option}) for option in options[place + 1 :]]
+            architecture = next((one for one in less if one != architecture), architecture)
+            if too_much(architecture) <= 0:
+                break
+        if architecture == before:
+            raise NasplatError("the budget cannot be met by this space", "allow smaller ratios, or ask for less")
+    return architecture
+
+
 def filled(space: PruningSpace, architecture: Architecture, too_much: Callable[[Architecture], float]) -> Architecture:
     """Gives back ratios, one step after the other, as long as the budget holds."""
     open_ones = [name for name in space.choices if name.endswith(".ratio")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -102,6 +103,26 @@ class WidthCost:
         macs = totals[:, : self._products].sum(axis=1)
         params = totals[:, self._products :].sum(axis=1) + self._unread
         return (macs, params) if kept.ndim == 2 else (macs[0], params[0])
+
+    def macs_polynomial(self) -> tuple[np.ndarray, np.ndarray]:
+        """The multiply-accumulates as a polynomial in the numbers of atoms.
+
+        Returns:
+            coefficients `(terms,)`, and exponents of every group `(terms, groups)`.
+        """
+        of_axis: dict[int, list[tuple[float, np.ndarray]]] = {}
+        none = len(self.groups)
+        for axis, coefficient, columns in zip(self._axis_of_term, self._coefficients, self._columns, strict=True):
+            exponents = np.bincount(columns[columns < none], minlength=none)
+            of_axis.setdefault(int(axis), []).append((float(coefficient), exponents))
+        terms: dict[tuple[int, ...], float] = {}
+        for factor, needed in zip(self._factors[: self._products], self._needed[: self._products], strict=True):
+            parts = [of_axis[int(axis)] for axis in needed if axis < self._axes]
+            for choice in itertools.product(*parts):
+                exponents = sum((one for _, one in choice), np.zeros(none, dtype=np.int64))
+                key = tuple(int(power) for power in exponents)
+                terms[key] = terms.get(key, 0.0) + float(factor) * prod(one for one, _ in choice)
+        return np.array(list(terms.values())), np.array(list(terms), dtype=np.int64).reshape(len(terms), none)
 
 
 def _check(graph: ChannelGraph) -> None:

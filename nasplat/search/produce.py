@@ -16,7 +16,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Bounds, Experiment
 from nasplat.core.space import SearchSpace
 from nasplat.search.constraints import excess, violations
-from nasplat.search.options import AtLeast1, AtLeast2, make_one
+from nasplat.search.options import AtLeast1, AtLeast2, Positive, make_one
 from nasplat.spaces.pruning import PruningSpace
 
 FOLDER = "produced"
@@ -81,8 +81,7 @@ def produce(
             folder.mkdir(parents=True, exist_ok=True)
             ones = dict(make(Task(experiment, space, folder, say)))
             write_json(kept, {key: one.to_json() for key, one in ones.items()})
-        known = {one.digest for one in found.values()}
-        found |= {key: one for key, one in ones.items() if one.digest not in known}
+        found |= ones
     return found
 
 
@@ -164,8 +163,62 @@ def sensitivity(images: AtLeast1 = 1024, points: AtLeast2 = 4) -> Producer:
     return find
 
 
+def transformable(
+    epochs: AtLeast1 = 10,
+    batch_size: AtLeast2 = 128,
+    lr: Positive = 0.02,
+    architecture_lr: Positive = 0.05,
+    penalty: Positive = 2.0,
+) -> Producer:
+    """Widths and depths by gradients (Transformable Architecture Search, Dong & Yang, 2019).
+
+    Args:
+        epochs: over the training images.
+        batch_size: of images.
+        lr: of the weights.
+        architecture_lr: of the probabilities of widths and depths.
+        penalty: weight of the expected MACs.
+    """
+
+    def find(task: Task) -> Produced:
+        from nasplat.compression.sensitivity import filled, shrunk
+        from nasplat.compression.transformable import Settings, best_of, transformable_search
+        from nasplat.search.evaluate import load_data
+        from nasplat.training.devices import memory_guard, resolve_device, set_threads
+
+        space = task.pruning_space("transformable")
+        if "macs" not in task.budget:
+            raise NasplatError(
+                "search.produce: transformable needs a budget of macs", "constraints: {macs: {max: 0.5}}"
+            )
+        target = float(task.budget["macs"].max or 0)
+        run = task.experiment.run
+        set_threads(run.threads)
+        whole = space.whole["macs"]
+        with memory_guard("the transformable search"):
+            snapshots = transformable_search(
+                space,
+                load_data(task.experiment.data),
+                target,
+                Settings(epochs, batch_size, lr, architecture_lr, penalty=penalty),
+                device=resolve_device(run.device),
+                seed=task.experiment.search.seed,
+                checkpoint=task.folder / "progress",
+                on_epoch=lambda one: task.say(
+                    f"transformable: epoch {one.epoch + 1} of {epochs}, loss {one.loss:.3f}, "
+                    f"{one.macs / whole:.0%} of the MACs"
+                ),
+            )
+        best = best_of(snapshots, space, target)
+        chosen = best.architecture if best is not None else snapshots[-1].architecture
+        return {"transformable": filled(space, shrunk(space, chosen, task.too_much), task.too_much)}
+
+    return find
+
+
 PRODUCERS: dict[str, Callable[..., Producer]] = {
     "uniform": uniform,
     "ranked": ranked,
     "sensitivity": sensitivity,
+    "transformable": transformable,
 }

@@ -56,6 +56,13 @@ class PruningSpace(SearchSpace):
         depth: whether residual blocks may go.
         scores: by group, the importance of every atom; default: see `group_norms`.
 
+    Attributes:
+        base: the network, in eval mode.
+        groups: those that are cut.
+        stages: by choice of depth, the removable blocks in their order.
+        orders: by group, its atoms, the most important first.
+        channels: the network's channel graph.
+
     Raises:
         NasplatError: no such function, a checkpoint that does not fit, a ratio out of range, a pattern or a score that
             fits no group, or a network whose cost has no closed form.
@@ -90,22 +97,22 @@ class PruningSpace(SearchSpace):
         self._model, self._arguments, self._inherits = model, dict(arguments or {}), checkpoint is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._base = make_model(model, self._arguments).eval()
+            self.base = make_model(model, self._arguments).eval()
         if checkpoint is not None:
             from nasplat.artifacts.foreign_checkpoint import load_checkpoint
 
-            load_checkpoint(self._base, Path(checkpoint))
+            load_checkpoint(self.base, Path(checkpoint))
         inputs = (torch.zeros(1, *problem.input_shape),)
-        self.channels: ChannelGraph = trace_channels(self._base, inputs)
-        self._groups = _chosen(self.channels, only, leave)
-        self._stages = _stages([block.name for block in residual_blocks(self._base, inputs)]) if depth else {}
-        self._orders = _orders(self.channels, self._groups, self._base, scores)
-        self._widths = {f"{group.name}.ratio": _widths(group, grid, round_to) for group in self._groups}
+        self.channels: ChannelGraph = trace_channels(self.base, inputs)
+        self.groups = _chosen(self.channels, only, leave)
+        self.stages = _stages([block.name for block in residual_blocks(self.base, inputs)]) if depth else {}
+        self.orders = _orders(self.channels, self.groups, self.base, scores)
+        self._widths = {f"{group.name}.ratio": _widths(group, grid, round_to) for group in self.groups}
         self.choices = {
             **{name: Choice(name, tuple(grid), ordered=True) for name in self._widths},
             **{
                 name: Choice(name, tuple(range(len(blocks), -1, -1)), ordered=True)
-                for name, blocks in self._stages.items()
+                for name, blocks in self.stages.items()
             },
         }
         weights = None if checkpoint is None else hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
@@ -116,16 +123,16 @@ class PruningSpace(SearchSpace):
             "checkpoint": weights,
             "ratios": grid,
             "round_to": round_to,
-            "groups": [[group.name, group.size] for group in self._groups],
-            "stages": {name: list(blocks) for name, blocks in self._stages.items()},
+            "groups": [[group.name, group.size] for group in self.groups],
+            "stages": {name: list(blocks) for name, blocks in self.stages.items()},
             "scores": None if scores is None else fingerprint({k: list(map(float, v)) for k, v in scores.items()}),
             "problem": problem.to_json(),
         }
-        blocks = [block for stage in self._stages.values() for block in stage]
+        blocks = [block for stage in self.stages.values() for block in stage]
         self._whole = WidthCost(self.channels)
         self._of_block = {block: WidthCost(_part(self.channels, [block], inside=True)) for block in blocks}
         self._column = {f"{name}.ratio": place for place, name in enumerate(self._whole.groups)}
-        self._home = {f"{group.name}.ratio": _home(group, blocks) for group in self._groups}
+        self._home = {f"{group.name}.ratio": _home(group, blocks) for group in self.groups}
 
     def settle(self, values: Values) -> Values:
         gone = set(self.removed(values))
@@ -140,7 +147,11 @@ class PruningSpace(SearchSpace):
 
     def removed(self, values: Values) -> tuple[str, ...]:
         """The residual blocks that go."""
-        return tuple(block for name, blocks in self._stages.items() for block in blocks[int(values[name]) :])
+        return tuple(block for name, blocks in self.stages.items() for block in blocks[int(values[name]) :])
+
+    def macs_of_block(self, block: str) -> WidthCost:
+        """What a removable block costs, from the widths of all groups."""
+        return self._of_block[block]
 
     def widths(self, values: Values) -> dict[str, int]:
         """By group, how many of its atoms stay."""
@@ -158,7 +169,7 @@ class PruningSpace(SearchSpace):
     def keep(self, values: Values) -> dict[str, list[int]]:
         """By group that loses something, the atoms that stay, ascending: the most important ones."""
         return {
-            group.name: sorted(self._orders[group.name][:width].tolist())
+            group.name: sorted(self.orders[group.name][:width].tolist())
             for (_, group), width in zip(self._named(), self.widths(values).values(), strict=True)
             if width < group.size
         }
@@ -169,7 +180,7 @@ class PruningSpace(SearchSpace):
         for name, widths in self._widths.items():
             kept[:, self._column[name]] = [widths[float(values[name])] for values in candidates]
         macs, params = self._whole.cost(kept)
-        for name, blocks in self._stages.items():
+        for name, blocks in self.stages.items():
             depths = np.array([int(values[name]) for values in candidates])
             for place, block in enumerate(blocks):
                 gone = np.flatnonzero(depths <= place)
@@ -192,19 +203,19 @@ class PruningSpace(SearchSpace):
         """As the others; the peak of the activations is counted on a copy without data, which `known` does without."""
         from nasplat.networks.counter import copy_to, count
 
-        return count(self._cut(copy_to(self._base, "meta"), architecture.values), self.problem.input_shape).cost
+        return count(self._cut(copy_to(self.base, "meta"), architecture.values), self.problem.input_shape).cost
 
     def graph(self, architecture: Architecture) -> OperationGraph:
         from nasplat.networks.counter import copy_to
         from nasplat.spaces.recording import record
 
-        return record(self._cut(copy_to(self._base, "meta"), architecture.values), self.problem)
+        return record(self._cut(copy_to(self.base, "meta"), architecture.values), self.problem)
 
     def build(self, architecture: Architecture) -> nn.Module:
         """The network with its channels cut: trained weights where a checkpoint was given, fresh ones otherwise."""
         from nasplat.networks.user_model import make_model
 
-        whole = self._base if self._inherits else make_model(self._model, self._arguments)
+        whole = self.base if self._inherits else make_model(self._model, self._arguments)
         return self._cut(whole, architecture.values).train()
 
     def original(self, architecture: Architecture) -> tuple[nn.Module, Mapping[str, Sequence[int]]] | None:
@@ -213,19 +224,19 @@ class PruningSpace(SearchSpace):
         if not self._inherits:
             return None
         # A copy, for whoever moves it to another device or trains it.
-        return copy.deepcopy(self._base), kept_channels(self._base, [self._surgery(self._base, architecture.values)])
+        return copy.deepcopy(self.base), kept_channels(self.base, [self._surgery(self.base, architecture.values)])
 
     def operations(self, architecture: Architecture) -> list[tuple[str, ...] | Surgery]:
         """What is done to the network: whole blocks by their names, then channels."""
         gone = self.removed(architecture.values)
-        return [*([gone] if gone else []), self._surgery(self._base, architecture.values)]
+        return [*([gone] if gone else []), self._surgery(self.base, architecture.values)]
 
     def recipe(self, architecture: Architecture, network: nn.Module) -> Recipe:
         """How the network of an architecture is made from its original, without nasplat."""
         from nasplat.networks.rebuild import make_recipe
 
         operations = self.operations(architecture)
-        return make_recipe(self._base, network, operations, self.problem.input_shape, self._model, self._arguments)
+        return make_recipe(self.base, network, operations, self.problem.input_shape, self._model, self._arguments)
 
     def _surgery(self, model: nn.Module, values: Values) -> Surgery:
         from nasplat.networks.rebuild import without_blocks
@@ -235,7 +246,7 @@ class PruningSpace(SearchSpace):
         return plan(without_blocks(model, gone), _part(self.channels, gone, inside=False), self.keep(values))
 
     def _named(self) -> list[tuple[str, Group]]:
-        return list(zip(self._widths, self._groups, strict=True))
+        return list(zip(self._widths, self.groups, strict=True))
 
     def _cut(self, model: nn.Module, values: Values) -> nn.Module:
         from nasplat.networks.rebuild import without_blocks

@@ -156,7 +156,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         [
             ("line 2: an experiment has no key 'spase'", "; did you mean 'space'?"),
             ("line 5: section train has no key 'epoch'", "; did you mean 'epochs'?"),
-            ("line 6: section train has no key 'zzz'", "; allowed: objective, epochs, "),
+            ("line 6: section train has no key 'zzz'", "; allowed: objective, distill, epochs, "),
             ("line 8: search.strategy cannot be 'randon'", "; did you mean 'random'?"),
             ("--set run.worker=2: section run has no key 'worker'", "; did you mean 'workers'?"),
         ],

@@ -218,18 +218,28 @@ def test_the_least_sensitive_meets_the_budget_and_cuts_where_nothing_is_lost(spa
 
 def test_produced_networks_come_first_and_are_not_produced_again(checkpoint: Path, tmp_path: Path) -> None:
     """The search would start from nothing, or a resumed one would measure for minutes what it had measured."""
-    asked = experiment(checkpoint, produce={"uniform": {}, "ranked": {}, "sensitivity": {"images": 100, "points": 2}})
+    transformable = {"epochs": 2, "batch_size": 64}
+    asked = experiment(
+        checkpoint,
+        trials=4,
+        produce={
+            "uniform": {},
+            "ranked": {},
+            "sensitivity": {"images": 100, "points": 2},
+            "transformable": transformable,
+        },
+    )
     run = create_run(tmp_path / "it", asked)
     result = run_search(asked, run)
     whole = PruningSpace(classification((1, 8, 8), 10), model=f"{__name__}:small", checkpoint=str(checkpoint)).whole
-    assert [one.landmark for one in result.history[:3]] == ["uniform", "ranked", "sensitivity"]
-    assert all(0.4 < one.metrics["macs"] / whole["macs"] <= 0.5 for one in result.history[:3])
+    assert [one.landmark for one in result.history[:4]] == ["uniform", "ranked", "sensitivity", "transformable"]
+    assert all(0.4 < one.metrics["macs"] / whole["macs"] <= 0.5 for one in result.history[:4])
     kept = tmp_path / "it/produced/sensitivity/sensitivity.json"
     assert len(json.loads(kept.read_text())) == 4
     kept.unlink()
-    more = asked.model_copy(update={"search": asked.search.model_copy(update={"trials": 4})})
+    more = asked.model_copy(update={"search": asked.search.model_copy(update={"trials": 5})})
     again = run_search(more, run, resume=True)
-    assert len(again.history.complete) == 4 and not kept.exists()
+    assert len(again.history.complete) == 5 and not kept.exists()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +249,7 @@ def test_produced_networks_come_first_and_are_not_produced_again(checkpoint: Pat
         ({"produce": {"sensitivity": {"image": 3}}}, "no option 'image'"),
         ({"produce": {"sensitivity": {"points": 1}}}, "sensitivity.points"),
         ({"produce": {"uniform": {}}, "constraints": {}}, "needs a budget"),
+        ({"produce": {"transformable": {}}, "constraints": {"params": {"max": 0.5}}}, "needs a budget of macs"),
         ({"produce": {"uniform": {}}, "constraints": {"macs": {"max": 0.00001}}}, "no uniform ratio"),
         (
             {"produce": {"ranked": {}}, "constraints": {"params": {"max": 0.5}, "macs": {"max": 0.00001}}},

@@ -10,6 +10,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from nasplat.spaces.families import FAMILIES, load_space, make_space, transfer
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = classification((3, 8, 8), 4)
 USER = "tests.spaces.example_networks:convolutions"
+RESIDUAL = "tests.spaces.example_networks:residual"
 
 # Every family with all of its operations, stacked small.
 SPECS: dict[str, dict[str, Any]] = {
@@ -48,6 +50,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "divisor": 4,
     },
     "user": {"function": USER, "channels": 2},
+    "pruning": {"model": RESIDUAL, "ratios": [0.25, 0.5]},
 }
 # One option wherever the family lets one: nothing, or next to nothing, can be mutated.
 SMALLEST: dict[str, dict[str, Any]] = {
@@ -56,6 +59,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "nasbench201": {"operations": ["conv_3x3"], "cells": [1]},
     "mbconv": {"operations": ["identity"], "stages": [{"channels": 4, "stride": 1, "layers": 2}]},
     "user": {"function": "tests.spaces.example_networks:fixed"},
+    "pruning": {"model": RESIDUAL, "ratios": [1.0], "depth": False},
 }
 # Of the default spaces on 3x32x32 with 10 classes: all choices at their first option, and all at their last.
 # These must never change: files and studies of users hold them. A new schema version is the only way.
@@ -80,6 +84,10 @@ GOLDEN: dict[str, tuple[str, str]] = {
         "7e8878d53f72a00d8c4eba6a45f4d23c85211c29612b1a8f3299b3e19184fd60",
         "07c73ec0c7c646b3b39c72a813f8a6bd91185762a5b8943d786739a80b06bb22",
     ),
+    "pruning": (
+        "8189b736d5da350ead994de26cd7ea0e6081954e693f6ea8587c828127aba74b",
+        "25d3878af2525dd7d3d9eda9c9dedb20d6d0f03041406db5cb4f83295ba5a9ff",
+    ),
 }
 
 # A table of numbers builds no networks; tests/spaces/test_tabular.py holds it to what it promises.
@@ -90,7 +98,14 @@ seeds = st.integers(0, 2**32 - 1)
 
 @cache
 def space_of(family: str) -> SearchSpace:
-    return make_space({"family": family, **SPECS[family]}, SMALL)
+    return made(family, SPECS[family], SMALL)
+
+
+def made(family: str, spec: Mapping[str, Any], problem: Problem) -> SearchSpace:
+    """A space for a problem; the network that is pruned is made for it, too."""
+    if family == "pruning":
+        spec = {**spec, "arguments": {"channels": problem.input_shape[0], "classes": problem.outputs[0].size}}
+    return make_space({"family": family, **spec}, problem)
 
 
 def sampled(family: str, seed: int) -> tuple[SearchSpace, Architecture, np.random.Generator]:
@@ -121,7 +136,7 @@ def test_round_trips(family: str, seed: int) -> None:
     assert pickle.loads(pickle.dumps(architecture)) == architecture
     # The identity is plain data, and the same space made again has the same digests.
     assert json.loads(json.dumps(space.identity)) == space.identity
-    assert make_space({"family": family, **SPECS[family]}, SMALL).canonical(architecture.values) == architecture
+    assert made(family, SPECS[family], SMALL).canonical(architecture.values) == architecture
 
 
 @families
@@ -158,7 +173,7 @@ def test_costs_are_those_of_the_graph_and_of_the_counter(family: str) -> None:
     for _ in range(200):
         architecture = space.sample(rng)
         cost = space.cost(architecture)
-        if family == "user":  # its graph is a drawing: what runs is the module
+        if family in ("user", "pruning"):  # its graph is a drawing: what runs is the module
             with torch.device("meta"):
                 module = space.build(architecture)
         else:
@@ -191,7 +206,7 @@ def test_every_architecture_trains_a_step(family: str) -> None:
 )
 def test_other_problems(family: str, problem: Problem) -> None:
     """Odd sizes, one channel, no labels."""
-    space = make_space({"family": family, **SPECS[family]}, problem)
+    space = made(family, SPECS[family], problem)
     architecture = space.canonical({})
     output = space.build(architecture).eval()(torch.zeros(2, *problem.input_shape))
     assert output.shape[0] == 2
@@ -201,7 +216,7 @@ def test_other_problems(family: str, problem: Problem) -> None:
 
 @families
 def test_a_space_with_nothing_to_mutate_ends(family: str) -> None:
-    space = make_space({"family": family, **SMALLEST[family]}, SMALL)
+    space = made(family, SMALLEST[family], SMALL)
     rng = np.random.default_rng(0)
     architecture = space.sample(rng)
     neighbours = space.neighbours(architecture)
@@ -215,7 +230,7 @@ def test_a_space_with_nothing_to_mutate_ends(family: str) -> None:
 @families
 def test_a_space_is_transferred_to_another_problem(family: str) -> None:
     space = space_of(family)
-    larger = make_space({"family": family, **SPECS[family]}, classification((3, 16, 16), 9))
+    larger = made(family, SPECS[family], classification((3, 16, 16), 9))
     architecture = space.sample(np.random.default_rng(1))
     rebuilt = transfer(architecture, space, larger)
     assert rebuilt.values == architecture.values and rebuilt.digest != architecture.digest
@@ -280,8 +295,8 @@ assert len(files) >= 5
 
 
 def golden(family: str) -> tuple[str, str]:
-    parameters = {"function": USER} if family == "user" else {}
-    space = make_space({"family": family, **parameters}, classification((3, 32, 32), 10))
+    parameters = {"user": {"function": USER}, "pruning": {"model": RESIDUAL}}.get(family, {})
+    space = made(family, parameters, classification((3, 32, 32), 10))
     last = {name: choice.options[-1] for name, choice in space.choices.items()}
     return space.canonical({}).digest, space.canonical(last).digest
 
