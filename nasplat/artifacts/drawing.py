@@ -7,7 +7,8 @@ from html import escape
 from itertools import pairwise
 
 from nasplat.artifacts.layout import Box, Layout, Point, layout
-from nasplat.core.drawing import Drawing, Edge
+from nasplat.artifacts.widths_picture import bars_body
+from nasplat.core.drawing import Bars, Drawing, Edge, Picture
 
 # Kind -> hue; boxes are filled with a tint of it, which reads on light and on dark paper.
 COLOURS = {
@@ -27,6 +28,7 @@ COLOURS = {
 _MARGIN = 16.0
 _TITLE = 26.0
 _ARROW = 6.0
+_BLOCKS = 40
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _DARK = (
     "@media (prefers-color-scheme: dark) { .nd-paper { fill: #12161d } .nd-text { fill: #e4e8ee } "
@@ -34,7 +36,7 @@ _DARK = (
 )
 
 
-def draw_svg(drawings: Drawing | Mapping[str, Drawing]) -> str:
+def draw_svg(drawings: Picture | Mapping[str, Picture]) -> str:
     """One drawing, or several with their names as titles below each other, as a self-contained SVG.
 
     It follows the reader's light or dark theme.
@@ -42,17 +44,22 @@ def draw_svg(drawings: Drawing | Mapping[str, Drawing]) -> str:
     Raises:
         NasplatError: an arrow names a box that is not there, or arrows go round in a circle.
     """
-    named = {"": drawings} if isinstance(drawings, Drawing) else drawings
+    named = {"": drawings} if isinstance(drawings, Drawing | Bars) else drawings
     parts = []
     y, widest = _MARGIN, 0.0
     for name, drawing in named.items():
         if name:
             parts.append(f'<text class="nd-text" x="{_MARGIN:g}" y="{y + 13:g}" {_TITLE_STYLE}>{escape(name)}</text>')
             y += _TITLE
-        placed = layout(_connected(drawing))
-        parts.append(f'<g transform="translate({_MARGIN:g} {y:g})">{_body(placed)}</g>')
-        y += placed.height + _MARGIN
-        widest = max(widest, placed.width, 8.0 * len(name))
+        if isinstance(drawing, Bars):
+            (body, height), wide = bars_body(drawing), 860.0
+            body = f'<g font-size="11">{body}</g>'
+        else:
+            placed = layout(_connected(drawing))
+            body, height, wide = _body(placed), placed.height, placed.width
+        parts.append(f'<g transform="translate({_MARGIN:g} {y:g})">{body}</g>')
+        y += height + _MARGIN
+        widest = max(widest, wide, 8.0 * len(name))
     width = round(widest + 2 * _MARGIN)
     summary = "; ".join(f"{name}: {_summary(drawing)}".lstrip(": ") for name, drawing in named.items())
     return (
@@ -73,7 +80,9 @@ def _connected(drawing: Drawing) -> Drawing:
 _TITLE_STYLE = 'font-size="13" font-weight="600" fill="#1d2530"'
 
 
-def _summary(drawing: Drawing) -> str:
+def _summary(drawing: Picture) -> str:
+    if isinstance(drawing, Bars):
+        return ", ".join(f"{bar.name} {bar.after} of {bar.before}" for bar in drawing.bars)
     operations = [edge.label for edge in drawing.edges if edge.label]
     operations += [node.label for node in drawing.nodes if node.kind not in {"input", "output", "combine"}]
     return ", ".join(operations)
@@ -129,11 +138,13 @@ def _elbow(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def draw_text(drawing: Drawing) -> str:
+def draw_text(drawing: Picture) -> str:
     """A drawing as lines of text: every box with what leads into it, in the order of the drawing.
 
-    A box that follows the one above it and nothing else is marked by a down arrow.
+    A box that follows the one above it and nothing else is marked by a down arrow. Bars are rows of blocks.
     """
+    if isinstance(drawing, Bars):
+        return _bars_text(drawing)
     drawing = _connected(drawing)
     labels = _unique_labels(drawing)
     incoming: dict[str, list[Edge]] = {node.id: [] for node in drawing.nodes}
@@ -155,6 +166,17 @@ def draw_text(drawing: Drawing) -> str:
             lines.append(f"  {labels[node.id]:<{width}}  ← {first}" if first else f"  {labels[node.id]}")
             lines += [f"  {'':<{width}}  ← {other}" for other in others]
         above = node.id
+    return "\n".join(lines)
+
+
+def _bars_text(drawing: Bars) -> str:
+    width = max((len(bar.name) for bar in drawing.bars), default=0)
+    most = max((bar.before for bar in drawing.bars), default=1)
+    lines = []
+    for bar in drawing.bars:
+        before, after = (max(1, round(_BLOCKS * value / most)) if value else 0 for value in (bar.before, bar.after))
+        blocks = "█" * after + "░" * (before - after)
+        lines.append(f"  {bar.name:<{width}}  {blocks:<{_BLOCKS}}  {bar.after:,} of {bar.before:,}")
     return "\n".join(lines)
 
 

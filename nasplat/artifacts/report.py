@@ -17,7 +17,7 @@ from typing import Any
 from nasplat.artifacts import metric_names
 from nasplat.artifacts.files import write_text
 from nasplat.artifacts.run_directory import short
-from nasplat.core.drawing import Drawing
+from nasplat.core.drawing import Picture
 from nasplat.core.front import Direction, Goal
 from nasplat.core.rank_correlation import RankRow
 
@@ -101,7 +101,7 @@ class FrontMember:
     digest: str
     trial: int
     metrics: Mapping[str, float]
-    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    drawings: Mapping[str, Picture] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from nasplat.artifacts.front_picture import PicturePoint, front_svg
 from nasplat.artifacts.report import FrontMember, ReportData, ReportTrial
 from nasplat.artifacts.report_parts import column, digest, fact, listing, metric_column, number, plot
 from nasplat.artifacts.run_directory import short
+from nasplat.core.drawing import Bars
 from nasplat.core.front import Goal
 
 _OPEN_MEMBERS = 3
@@ -129,10 +130,15 @@ def _progress(data: ReportData) -> str:
 def _front(data: ReportData) -> str:
     members = "\n".join(_member(data, member, index < _OPEN_MEMBERS) for index, member in enumerate(data.front))
     networks = metric_names.counted(len(data.front), "network")
+    bars = any(isinstance(drawing, Bars) for member in data.front for drawing in member.drawings.values())
+    how = (
+        "Filled is what is left of each group of channels that go together, and of the blocks of each stage."
+        if bars
+        else "Arrows lead from a cell's inputs to its output; boxes are operations."
+    )
     return (
         f'<section id="architectures"><h2>Architectures of the front</h2><p class="lead">{networks}, '
-        f"the best {escape(metric_names.label(data.goals[0].metric))} first. Arrows lead from a cell's inputs to its "
-        f"output; boxes are operations.</p>{members}</section>"
+        f"the best {escape(metric_names.label(data.goals[0].metric))} first. {how}</p>{members}</section>"
     )
 
 

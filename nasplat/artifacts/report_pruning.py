@@ -12,7 +12,8 @@ from typing import Any
 from nasplat.artifacts.files import write_text
 from nasplat.artifacts.metric_names import text
 from nasplat.artifacts.report_parts import listing
-from nasplat.artifacts.widths_picture import Bar, bars_svg
+from nasplat.artifacts.widths_picture import bars_svg
+from nasplat.core.drawing import Bar, Bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,10 @@ def _tiles(report: PruningReport) -> str:
 
 
 def _widths(report: PruningReport) -> str:
-    bars = [Bar(row.name, row.width[0], row.width[1]) for row in report.layers]
+    bars = tuple(Bar(row.name, row.width[0], row.width[1]) for row in report.layers)
     return (
         '<section id="widths"><h2>Widths</h2><p class="lead">Output channels of every layer, first to last: outlined '
-        f'before, filled after.</p><div class="card scroll">{bars_svg(bars, "channels")}</div></section>'
+        f'before, filled after.</p><div class="card scroll">{bars_svg(Bars(bars, "channels"))}</div></section>'
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+
+from nasplat.core.drawing import Bars
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE = (
@@ -16,27 +16,28 @@ _ROW = 18.0
 _LABEL = 6.6  # pixels a letter
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A layer, and its width before and after."""
-
-    name: str
-    before: int
-    after: int
-
-
-def bars_svg(bars: Sequence[Bar], unit: str, width: int = 860) -> str:
+def bars_svg(drawing: Bars, width: int = 860) -> str:
     """A row a layer: its name, a bar for each width, and the numbers. Rows need no more space however many they are.
 
     Args:
-        bars: from the first layer to the last.
-        unit: of the widths, in words.
         width: in pixels.
     """
+    body, height = bars_body(drawing, width)
+    bars = drawing.bars
+    summary = f"{len(bars)} layers, {sum(bar.after for bar in bars):,} of {sum(bar.before for bar in bars):,} "
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" '
+        f'viewBox="0 0 {width} {height:.0f}" role="img" font-family="{_FONT}" font-size="11">'
+        f"<title>{escape(summary + drawing.unit)}</title>{body}</svg>"
+    )
+
+
+def bars_body(drawing: Bars, width: int = 860) -> tuple[str, float]:
+    """The inside of that picture, and its height, to stand within another one."""
+    bars = drawing.bars
     left = 12 + _LABEL * max((len(bar.name) for bar in bars), default=0)
     right = width - 130
     most = max((bar.before for bar in bars), default=1)
-    height = _ROW * len(bars) + 12
     parts = [_STYLE]
     for place, bar in enumerate(bars):
         top = 6 + _ROW * place
@@ -49,9 +50,4 @@ def bars_svg(bars: Sequence[Bar], unit: str, width: int = 860) -> str:
             f'<rect class="wp-after" x="{left:.1f}" y="{top + 2.5:.1f}" width="{short:.1f}" height="13" rx="2"/>',
             f'<text class="wp-soft" x="{left + long + 6:.1f}" y="{top + 12:.1f}">{numbers}</text>',
         ]
-    summary = f"{len(bars)} layers, {sum(bar.after for bar in bars):,} of {sum(bar.before for bar in bars):,} {unit}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" '
-        f'viewBox="0 0 {width} {height:.0f}" role="img" font-family="{_FONT}" font-size="11">'
-        f"<title>{escape(summary)}</title>{''.join(parts)}</svg>"
-    )
+    return "".join(parts), _ROW * len(bars) + 12

@@ -74,6 +74,26 @@ class Drawing:
     edges: tuple[Edge, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A layer, and its width before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """What is left of the widths of a network, from its first layer to its last; `unit` is theirs, in words."""
+
+    bars: tuple[Bar, ...]
+    unit: str
+
+
+Picture = Drawing | Bars
+
+
 def kind_of(name: str) -> str:
     """The category of an operation by its usual name, such as `sep_conv_3x3` or `skip_connect`."""
     lowered = name.lower()

@@ -13,7 +13,7 @@ import numpy as np
 from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.choice import Choice, Option, Values
 from nasplat.core.cost import COSTS, Cost
-from nasplat.core.drawing import Drawing, drawing_of_graph
+from nasplat.core.drawing import Picture, drawing_of_graph
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem
@@ -63,7 +63,7 @@ class SearchSpace(Protocol):
         cost = self.cost(architecture)
         return {name: float(getattr(cost, name)) for name in COSTS}
 
-    def drawings(self, architecture: Architecture) -> Mapping[str, Drawing]:
+    def drawings(self, architecture: Architecture) -> Mapping[str, Picture]:
         """Pictures by name: what a person wants to see of an architecture. By default its operation graph."""
         return {"network": drawing_of_graph(self.graph(architecture))}
 

@@ -10,7 +10,7 @@ import numpy as np
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Values
 from nasplat.core.cost import Cost
-from nasplat.core.drawing import Drawing
+from nasplat.core.drawing import Picture
 from nasplat.core.graph import OperationGraph
 from nasplat.core.space import SearchSpace
 from nasplat.search.constraints import Constraints, excess, violations
@@ -98,7 +98,7 @@ class _Within(SearchSpace):
     def original(self, architecture: Architecture) -> tuple[nn.Module, Mapping[str, Sequence[int]]] | None:
         return self._space.original(architecture)
 
-    def drawings(self, architecture: Architecture) -> Mapping[str, Drawing]:
+    def drawings(self, architecture: Architecture) -> Mapping[str, Picture]:
         return self._space.drawings(architecture)
 
     def count(self) -> int:

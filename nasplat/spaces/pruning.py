@@ -24,6 +24,7 @@ from nasplat.core.channel_cost import WidthCost
 from nasplat.core.channel_graph import ChannelGraph, Group
 from nasplat.core.choice import Choice, Values
 from nasplat.core.cost import Cost
+from nasplat.core.drawing import Bar, Bars, Picture
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem
@@ -210,6 +211,16 @@ class PruningSpace(SearchSpace):
         from nasplat.spaces.recording import record
 
         return record(self._cut(copy_to(self.base, "meta"), architecture.values), self.problem)
+
+    def drawings(self, architecture: Architecture) -> Mapping[str, Picture]:
+        """What is left of each group of channels, and of the blocks of each stage."""
+        widths = self.widths(architecture.values)
+        channels = Bars(tuple(Bar(group.name, group.size, widths[group.name]) for group in self.groups), "channels")
+        blocks = tuple(
+            Bar(name.removesuffix(".depth"), len(blocks), int(architecture.values[name]))
+            for name, blocks in self.stages.items()
+        )
+        return {"channels": channels, **({"blocks from": Bars(blocks, "blocks")} if blocks else {})}
 
     def build(self, architecture: Architecture) -> nn.Module:
         """The network with its channels cut: trained weights where a checkpoint was given, fresh ones otherwise."""

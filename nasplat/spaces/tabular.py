@@ -25,7 +25,7 @@ import numpy as np
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Choice, Option, Values
 from nasplat.core.cost import COSTS, Cost
-from nasplat.core.drawing import Drawing
+from nasplat.core.drawing import Picture
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem, classification
@@ -134,7 +134,7 @@ class TabularSpace(SearchSpace):
         network = self._networks()
         return network.build(network.canonical(architecture.values))
 
-    def drawings(self, architecture: Architecture) -> Mapping[str, Drawing]:
+    def drawings(self, architecture: Architecture) -> Mapping[str, Picture]:
         if self.network is None:
             return {}
         return self.network.drawings(self.network.canonical(architecture.values))

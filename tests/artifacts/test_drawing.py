@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nasplat.artifacts.drawing import draw_svg, draw_text
 from nasplat.artifacts.layout import layout
-from nasplat.core.drawing import KINDS, Drawing, Edge, Node
+from nasplat.core.drawing import KINDS, Bar, Bars, Drawing, Edge, Node
 from nasplat.core.errors import NasplatError
 
 CELL = Drawing(
@@ -146,3 +146,15 @@ def test_empty_drawing() -> None:
 def test_what_cannot_be_drawn_is_told(edges: tuple[Edge, ...], told: str) -> None:
     with pytest.raises(NasplatError, match=told):
         draw_svg(Drawing((Node("a", "a"), Node("b", "b")), edges))
+
+
+def test_bars_stand_among_drawings_and_in_a_terminal() -> None:
+    """A pruned network's widths could not be looked at."""
+    bars = Bars((Bar("conv1", 16, 4), Bar("conv2", 32, 0)), "channels")
+    cell = Drawing((Node("a", "input", "input"), Node("b", "add", "combine")), (Edge("a", "b", "conv"),))
+    svg = draw_svg({"widths": bars, "cell": cell})
+    ElementTree.fromstring(svg)
+    assert "4 of 16 (25%)" in svg and "conv2" in svg and ">conv<" in svg
+    first, second = draw_text(bars).splitlines()
+    assert first.count("█") == 5 and first.count("░") == 15 and "4 of 16" in first
+    assert "█" not in second and second.count("░") == 40

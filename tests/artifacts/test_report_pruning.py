@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from nasplat.artifacts.report_pruning import LatencyRow, LayerRow, PruningReport, write_pruning_report
-from nasplat.artifacts.widths_picture import Bar, bars_svg
+from nasplat.artifacts.widths_picture import bars_svg
+from nasplat.core.drawing import Bar, Bars
 
 
 class _Balanced(HTMLParser):
@@ -54,6 +55,6 @@ def test_warnings_come_first(tmp_path: Path) -> None:
 
 
 def test_bars_are_as_long_as_layers_are_wide() -> None:
-    drawn = bars_svg([Bar("a", 100, 50), Bar("b", 50, 50)], "channels")
+    drawn = bars_svg(Bars((Bar("a", 100, 50), Bar("b", 50, 50)), "channels"))
     widths = [float(part.split('"')[0]) for part in drawn.split('" width="')[2:]]
     assert widths[0] == 2 * widths[1] == 2 * widths[2] == 2 * widths[3] > 0
