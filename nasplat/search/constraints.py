@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Bounds
 from nasplat.core.space import SearchSpace
 
@@ -27,15 +28,25 @@ def absolute(constraints: Constraints, space: SearchSpace) -> dict[str, Bounds]:
     """The constraints with numbers in place of shares.
 
     Of a space that makes one network smaller, bounds of up to 1 on its costs are shares of what that network costs.
+
+    Raises:
+        NasplatError: a bound is above the other.
     """
     whole: Mapping[str, float] = getattr(space, "whole", {})
 
     def number(name: str, bound: float | None) -> float | None:
         return bound * whole[name] if bound is not None and name in whole and 0 < bound <= 1 else bound
 
-    return {
-        name: Bounds(min=number(name, bounds.min), max=number(name, bounds.max)) for name, bounds in constraints.items()
-    }
+    found = {}
+    for name, bounds in constraints.items():
+        low, high = number(name, bounds.min), number(name, bounds.max)
+        if low is not None and high is not None and low > high:
+            raise NasplatError(
+                f"search.constraints: {name} is to be at least {low:,.6g} and at most {high:,.6g}",
+                "bounds of up to 1 are shares of the original's, others are numbers",
+            )
+        found[name] = Bounds(min=low, max=high)
+    return found
 
 
 def excess(found: Mapping[str, float]) -> float:

@@ -273,6 +273,22 @@ def test_shares_are_of_the_original(space: PruningSpace) -> None:
     assert found["params"].max == 4000 and found["accuracy"].min == 0.5
 
 
+@pytest.mark.parametrize(
+    ("constraints", "wrong"),
+    [
+        ({"macs": {"min": 0.5, "max": 1000}}, "at least .* and at most 1,000"),
+        ({"macs": {"min": 0.9}, "params": {"max": 0.1}}, "no architecture of this space meets the constraints"),
+    ],
+)
+def test_budgets_that_contradict_each_other_are_told(
+    checkpoint: Path, tmp_path: Path, constraints: dict[str, object], wrong: str
+) -> None:
+    """A search would go on for ever, or end without a word about why."""
+    asked = experiment(checkpoint, constraints=constraints)
+    with pytest.raises(NasplatError, match=wrong):
+        run_search(asked, create_run(tmp_path / "it", asked))
+
+
 def test_a_candidate_is_taught_by_what_it_was_and_exported_with_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
     """Searched ratios would lose what distillation wins back, or could not leave the search."""
     from nasplat.jobs.search import Prepared, run_and_report
