@@ -27,23 +27,6 @@ def convolutions(problem: Problem, channels: int = 4) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
 
 
-class Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(images + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(images))))))
-
-
-def residual(channels: int = 3, classes: int = 10) -> nn.Module:
-    """A network to be pruned, with blocks that can go."""
-    stem = [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    end = [nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)]
-    return nn.Sequential(*stem, Residual(8), Residual(8), *end)
-
-
 def fixed(problem: Problem) -> nn.Module:
     return _two_layers(problem, 4)
 
@@ -140,3 +123,20 @@ def _pixels(problem: Problem) -> int:
 def _two_layers(problem: Problem, hidden: int, classes: int | None = None) -> nn.Module:
     classes = classes or problem.outputs[0].size
     return nn.Sequential(nn.Flatten(), nn.Linear(_pixels(problem), hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(images + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(images))))))
+
+
+def residual(channels: int = 3, classes: int = 10) -> nn.Module:
+    """A network to be pruned, with blocks that can go."""
+    stem = [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    end = [nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)]
+    return nn.Sequential(*stem, Residual(8), Residual(8), *end)
