@@ -62,23 +62,28 @@ TAUGHT = {"weights": {"logits": 0.9}, "labels": 0.1, "temperature": 4.0}
 Task = tuple[str, str, float, int]  # what, method, share of the MACs, seed
 
 
-def searches(seeds: int) -> Iterator[Task]:
-    for seed in range(seeds):
-        for share in BUDGETS:
-            for name in SEARCHED:
-                if seed == 0 or name not in ONE_SEARCH:
-                    yield "search", name, share, seed
-    yield "population", "pruning_population", BUDGETS[0], 0
+def searches(seed: int) -> Iterator[Task]:
+    for share in BUDGETS:
+        for name in SEARCHED:
+            if seed == 0 or name not in ONE_SEARCH:
+                yield "search", name, share, seed
 
 
-def tunings(seeds: int) -> Iterator[Task]:
+def tunings(seed: int) -> Iterator[Task]:
+    for share in BUDGETS:
+        for method in (*FIXED, *SEARCHED, *THEIRS):
+            yield "plain", method, share, seed
+            yield "taught", method, share, seed
+    yield "plain", "unpruned", 1.0, seed
+    yield "taught", "unpruned", 1.0, seed
+
+
+def stages(seeds: int) -> Iterator[list[Task]]:
+    """Tasks that do not need each other's results, one list after the other."""
     for seed in range(seeds):
-        for share in BUDGETS:
-            for method in (*FIXED, *SEARCHED, *THEIRS):
-                yield "plain", method, share, seed
-                yield "taught", method, share, seed
-        yield "plain", "unpruned", 1.0, seed
-        yield "taught", "unpruned", 1.0, seed
+        yield list(searches(seed))
+        yield list(tunings(seed))
+    yield [("population", "pruning_population", BUDGETS[0], 0)]
 
 
 def search(task: Task, shared: str) -> dict[str, Any]:
@@ -340,7 +345,7 @@ def main() -> None:
     trained(options.shared, "B")  # once, for all
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        for tasks in (searches(options.seeds), tunings(options.seeds)):
+        for tasks in stages(options.seeds):
             missing = [task for task in tasks if key_of(task) not in found]
             running = {pool.submit(measure, task, options.shared, found): task for task in missing}
             for done in as_completed(running):
