@@ -211,7 +211,7 @@ def _finish(source: Source, spec: Data) -> Dataset:
 
     held = _held(spec, source, (train, validation, test))
     splits = [Split(read_all(part.images) if held else part.images, part.labels) for part in (train, validation, test)]
-    mean, std = _statistics(splits[0].images, sample=isinstance(source.train.images, ImageReader))
+    mean, std = statistics(splits[0].images, sample=isinstance(source.train.images, ImageReader))
     shape = (int(splits[0].images.shape[1]), int(splits[0].images.shape[2]), int(splits[0].images.shape[3]))
     problem = classification(shape, len(classes)) if classes else Problem(shape, (Output("embedding", "embedding", 1),))
     fingerprint = _fingerprint(source, spec, splits)
@@ -254,7 +254,7 @@ def _held(spec: Data, source: Source, parts: tuple[Part, ...]) -> bool:
     return sum(int(torch.Size(part.images.shape).numel()) for part in parts) <= HELD_BYTES
 
 
-def _statistics(images: Tensor | Images, sample: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Tensor | Images, sample: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of 0..1; exact sums, so the same on every machine."""
     rows = torch.arange(len(images))
     if sample and len(images) > _STATISTICS_OF:  # the same images whether they are held or streamed

@@ -59,6 +59,7 @@ class Together:
         from torch.nn.parallel import DistributedDataParallel
 
         self.views, self.needs_labels = objective.views, objective.needs_labels
+        self.culprits = getattr(objective, "culprits", lambda extra: ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the flag's new name is not in every torch that we support
             # What an objective does not use of a network (the classifier, without labels) has no gradient to wait for.

@@ -285,8 +285,10 @@ class _Training:
         loss_sum = float(self.loss_sum)
         if not isfinite(loss_sum):
             end = f"of {self.steps}" if self.steps else f"after {self.seconds():.0f} s"
+            culprits = getattr(self.objective, "culprits", lambda extra: ())(self.extra)
+            whose = f"of task {' and '.join(culprits)} " if culprits else ""
             raise TrialFailed(
-                f"the loss became {loss_sum} in epoch {len(self.losses) + 1}, by step {self.step} {end}",
+                f"the loss {whose}became {loss_sum} in epoch {len(self.losses) + 1}, by step {self.step} {end}",
                 "a smaller lr or clip_norm, or more warmup, keeps it finite",
             )
         return loss_sum

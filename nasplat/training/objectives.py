@@ -50,6 +50,7 @@ class Objective(Protocol):
         views: augmented views of each image that a batch must hold.
         needs_labels: whether a batch must hold labels.
         first_plain: whether the first view must be the image as it is; may be left out.
+        culprits: called with `extra`, the names of tasks whose loss is not finite; may be left out.
         identity: what else a checkpoint depends on, as text; may be left out.
     """
 
