@@ -30,7 +30,7 @@ STUDENT, TEACHER = 4, 16  # channels of the first stage
 TRAIN = {"epochs": 5, "lr": 0.1, "weight_decay": 5e-4, "augment": ("flip",)}
 LONG = {**TRAIN, "epochs": 10}
 GROUPS = ([0, 2, 4, 6], [1, 3, 8], [5, 7, 9])  # tops; trousers, dress and bag; shoes
-LAYERS = {one: one for one in ("cells.0", "cells.2", "cells.4")}
+LAYERS = {one: one for one in ("cells.0.edge_2_3.norm", "cells.2.edge_2_3.norm", "last.norm")}
 SOFT = {"weights": {"logits": 0.9}, "labels": 0.1}
 # Name -> the section distill, and its teachers: numbers, or the specialists. None is labels alone.
 ROWS: dict[str, tuple[dict[str, Any] | None, tuple[Any, ...]]] = {

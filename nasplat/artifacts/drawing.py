@@ -7,7 +7,10 @@ from html import escape
 from itertools import pairwise
 
 from nasplat.artifacts.layout import Box, Layout, Point, layout
+from nasplat.artifacts.tree_picture import summary as tree_summary
+from nasplat.artifacts.tree_picture import tree_body, tree_text
 from nasplat.artifacts.widths_picture import bars_body
+from nasplat.core.branching import CostedTree
 from nasplat.core.drawing import Bars, Drawing, Edge, Picture
 
 # Kind -> hue; boxes are filled with a tint of it, which reads on light and on dark paper.
@@ -44,7 +47,7 @@ def draw_svg(drawings: Picture | Mapping[str, Picture]) -> str:
     Raises:
         NasplatError: an arrow names a box that is not there, or arrows go round in a circle.
     """
-    named = {"": drawings} if isinstance(drawings, Drawing | Bars) else drawings
+    named = {"": drawings} if isinstance(drawings, Drawing | Bars | CostedTree) else drawings
     parts = []
     y, widest = _MARGIN, 0.0
     for name, drawing in named.items():
@@ -54,6 +57,9 @@ def draw_svg(drawings: Picture | Mapping[str, Picture]) -> str:
         if isinstance(drawing, Bars):
             (body, height), wide = bars_body(drawing), 860.0
             body = f'<g font-size="11">{body}</g>'
+        elif isinstance(drawing, CostedTree):
+            (body, height), wide = tree_body(drawing), 860.0
+            body = f'<g font-size="12">{body}</g>'
         else:
             placed = layout(_connected(drawing))
             body, height, wide = _body(placed), placed.height, placed.width
@@ -83,6 +89,8 @@ _TITLE_STYLE = 'font-size="13" font-weight="600" fill="#1d2530"'
 def _summary(drawing: Picture) -> str:
     if isinstance(drawing, Bars):
         return ", ".join(f"{bar.name} {bar.after} of {bar.before}" for bar in drawing.bars)
+    if isinstance(drawing, CostedTree):
+        return tree_summary(drawing)
     operations = [edge.label for edge in drawing.edges if edge.label]
     operations += [node.label for node in drawing.nodes if node.kind not in {"input", "output", "combine"}]
     return ", ".join(operations)
@@ -145,6 +153,8 @@ def draw_text(drawing: Picture) -> str:
     """
     if isinstance(drawing, Bars):
         return _bars_text(drawing)
+    if isinstance(drawing, CostedTree):
+        return tree_text(drawing)
     drawing = _connected(drawing)
     labels = _unique_labels(drawing)
     incoming: dict[str, list[Edge]] = {node.id: [] for node in drawing.nodes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nasplat.core.branching import CostedTree
 from nasplat.core.graph import Operation, OperationGraph
 
 # Categories of operations, each with a colour of its own in a picture. Any other string is drawn as "other".
@@ -91,7 +92,7 @@ class Bars:
     unit: str
 
 
-Picture = Drawing | Bars
+Picture = Drawing | Bars | CostedTree
 
 
 def kind_of(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nasplat.core.errors import NasplatError
 
-OutputKind = Literal["classification", "embedding"]
+OutputKind = Literal["classification", "embedding", "multi_label", "regression", "dense"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
+from nasplat.spaces.branching import BranchingSpace
 from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.mbconv import MBConvSpace
 from nasplat.spaces.nasbench201 import NasBench201Space
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "nasbench201": NasBench201Space,
     "mbconv": MBConvSpace,
     "pruning": PruningSpace,
+    "branching": BranchingSpace,
     "tabular": TabularSpace,
     "user": UserSpace,
 }

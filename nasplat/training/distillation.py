@@ -17,7 +17,7 @@ from nasplat.core.distillation import Distillation, Teacher
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Train
 from nasplat.core.problem import Problem
-from nasplat.training.distillation_features import attention, check_path, hint, relation, watched
+from nasplat.training.distillation_features import attention, check_path, hint, relation, seen, watched
 from nasplat.training.distillation_logits import Pace, decoupled, logit_mse, soft_logits, specialists
 from nasplat.training.evaluate import evaluation_loader
 from nasplat.training.features import device_of, evaluating
@@ -147,15 +147,15 @@ class Distilled:
         return total
 
     def _features(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], parts: nn.ModuleDict) -> Tensor:
-        total = next(iter(own.values())).new_zeros((), dtype=torch.float32)
+        losses = []
         for path, other in self.settings.pairs.items():
-            features = self._aligned(other, theirs[other])
+            features = self._aligned(other, seen(theirs, other, "teacher"))
             for name in self.by_features:
-                given, key = own[path], _key(path)
+                given, key = seen(own, path, "student"), _key(path)
                 if name == "hint" and key in parts:
                     given = parts[key](given)
-                total = total + self.weights[name] * FEATURE_OBJECTIVES[name](given, features)
-        return total
+                losses.append(self.weights[name] * FEATURE_OBJECTIVES[name](given, features))
+        return torch.stack(losses).sum()
 
     def _aligned(self, path: str, features: Tensor) -> Tensor:
         if path not in self.kept:
@@ -172,7 +172,8 @@ class Distilled:
                 teacher(image)
         made: dict[str, nn.Module] = {}
         for path, other in pairs.items():
-            ours, given = own[path].shape, self._aligned(other, theirs[other]).shape
+            ours = seen(own, path, "student").shape
+            given = self._aligned(other, seen(theirs, other, "teacher")).shape
             if ours[2:] != given[2:]:
                 raise NasplatError(
                     f"pairs: {path} gives maps of {tuple(ours[2:])}, {other} of {tuple(given[2:])}",

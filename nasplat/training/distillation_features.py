@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,20 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
     """Relational distillation: distances, and angles with twice the weight, Huber loss (Park et al., 2019)."""
     near = F.smooth_l1_loss(distances(student), distances(teacher))
     return near + 2 * F.smooth_l1_loss(angles(student), angles(teacher))
+
+
+def seen(found: Mapping[str, Tensor], path: str, whose: str) -> Tensor:
+    """What a watched module gave.
+
+    Raises:
+        NasplatError: the network runs without calling it.
+    """
+    if path not in found:
+        raise NasplatError(
+            f"pairs: the {whose} never calls its module {path!r}",
+            "name a module that is called, such as one inside of it",
+        )
+    return found[path]
 
 
 def check_path(network: nn.Module, path: str, whose: str) -> None:

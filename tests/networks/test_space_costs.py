@@ -20,8 +20,8 @@ PROBLEM = classification((3, 9, 8), 10)
 
 
 def test_every_family_of_ours_is_tested() -> None:
-    """A user's own space has no cost but the counter's; the pruning space is held to it in tests/spaces."""
-    assert SPECS.keys() | {"user", "tabular", "pruning"} == FAMILIES.keys()
+    """A user's own space has no cost but the counter's; two more are held to it in tests/spaces."""
+    assert SPECS.keys() | {"user", "tabular", "pruning", "branching"} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("family", SPECS)

@@ -190,6 +190,24 @@ def test_a_vertical_of_specialists_trains() -> None:
     assert any(name.startswith("pace.") for name in parts.state_dict())
 
 
+def test_a_module_that_is_never_called_has_no_features() -> None:
+    """The training would end in a KeyError."""
+
+    class Idle(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*net(4))
+            self.idle = nn.ReLU()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for module in list(self)[:-1]:
+                images = module(images)
+            return images
+
+    options = {"weights": {"attention": 1.0}, "pairs": {"idle": "0"}}
+    with pytest.raises(NasplatError, match="student never calls its module 'idle'"):
+        told(made(Idle(), [net(5)], **options), Idle())
+
+
 class Named(nn.Module):
     """A network with outputs by name."""
 
