@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,11 +76,34 @@ def _front_of_two(rows: np.ndarray) -> np.ndarray:
 
 def fronts(matrix: np.ndarray) -> Iterator[list[int]]:
     """The rows of the front, of the front behind it, and so on (non-dominated ranks); rows with NaN come last."""
+    if matrix.shape[1] == 2:
+        yield from _fronts_of_two(matrix)
+        return
     left = np.arange(len(matrix))
     while len(left):
         best = front_indices(matrix[left]) or list(range(len(left)))
         yield left[best].tolist()
         left = np.delete(left, best)
+
+
+def _fronts_of_two(matrix: np.ndarray) -> Iterator[list[int]]:
+    """The same for two axes, in one walk: sorted, a row is behind a front whose last row is below it or at its left."""
+    missing = np.isnan(matrix).any(axis=1)
+    rows = np.flatnonzero(~missing)
+    rows = rows[np.lexsort(matrix[rows].T[::-1])]
+    last: list[tuple[float, float]] = []  # of each front: (second value, first value), ascending over the fronts
+    found: list[list[int]] = []
+    for row, first, second in zip(rows.tolist(), *matrix[rows].T.tolist(), strict=True):
+        place = bisect_left(last, (second, first))
+        if place == len(last):
+            last.append((second, first))
+            found.append([row])
+        else:
+            last[place] = (second, first)
+            found[place].append(row)
+    yield from (sorted(one) for one in found)
+    if missing.any():
+        yield np.flatnonzero(missing).tolist()
 
 
 def front(scores: Sequence[Score], goals: Sequence[Goal]) -> list[Score]:

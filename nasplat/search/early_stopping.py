@@ -77,9 +77,9 @@ def promote(
     """
     for rung in reversed(range(len(results) - 1)):
         best = best_first(results[rung], goals, reduction)
-        waiting = [number for number in best if number not in begun[rung + 1]]
-        if waiting:
-            return waiting[0], rung + 1
+        found = next((number for number in best if number not in begun[rung + 1]), None)
+        if found is not None:
+            return found, rung + 1
     # Or a small budget would end without anything that was trained to its end.
     for rung in range(len(results) - 1) if last else ():
         judged = all(number in results[at] for at in (rung, rung + 1) for number in begun[at])
@@ -150,13 +150,37 @@ def halving(bracket: int = 27) -> Rule:
 RULES: dict[str, Callable[..., Rule]] = {"asha": asha, "halving": halving}
 
 
+class Kept(dict[int, Mapping[str, float]]):
+    """What was judged at a rung, with its order, which is worked out once as long as nothing else is judged there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orders: dict[tuple[tuple[Goal, ...], int], list[int]] = {}
+
+    def __setitem__(self, number: int, metrics: Mapping[str, float]) -> None:
+        self.orders.clear()
+        super().__setitem__(number, metrics)
+
+    def __delitem__(self, number: int) -> None:
+        self.orders.clear()
+        super().__delitem__(number)
+
+
 def best_first(results: Judged, goals: Sequence[Goal], reduction: int = 1) -> list[int]:
     """Numbers of the trials of a rung by non-dominated rank, then crowding distance, then number.
 
     Args:
         reduction: only the best 1/reduction is wanted.
     """
+    if not isinstance(results, Kept):
+        return _ordered(results, goals, reduction)
+    key = (tuple(goals), reduction)
+    if key not in results.orders:
+        results.orders[key] = _ordered(results, goals, reduction)
+    return results.orders[key]
 
+
+def _ordered(results: Judged, goals: Sequence[Goal], reduction: int) -> list[int]:
     def counts(metrics: Mapping[str, float]) -> bool:
         return all(math.isfinite(metrics.get(goal.metric, math.nan)) for goal in goals)
 

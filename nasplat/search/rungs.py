@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from nasplat.core.experiment import EarlyStopping
 from nasplat.core.front import Goal
-from nasplat.search.early_stopping import RULES, rung_shares
+from nasplat.search.early_stopping import RULES, Kept, rung_shares
 from nasplat.search.history import History, Proposal
 
 FEWEST = 8
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Rungs:
-    """Reads everything from the history, and keeps nothing but what it has worked out of a proposal.
+    """Reads everything from the history, and keeps nothing but what it has worked out of it.
 
     Args:
         settings: None trains every trial to its end.
@@ -26,6 +26,7 @@ class Rungs:
     def __init__(self, settings: EarlyStopping | None, goals: Sequence[Goal]) -> None:
         self._goals = goals
         self._known: dict[tuple[str, int, int], tuple[Proposal, Any]] = {}
+        self._followed: tuple[Proposal, ...] = ()
         self.shares: tuple[float, ...] = (1.0,)
         if settings is not None:
             self.shares = rung_shares(settings.reduction, settings.rungs)
@@ -40,24 +41,41 @@ class Rungs:
         """
         if len(self.shares) == 1:
             return None
-        for one in self.paused(history):
-            if one.landmark:  # it stands on the picture beside the front, and so is always trained to its end
-                return one.number, one.rung + 1
-        begun_trials = [one for one in history if one.begun]
-        results = [
-            {one.number: self._judged(one, rung) for one in begun_trials if self._is_judged(one, rung)}
-            for rung in range(len(self.shares))
-        ]
-        # What was told as stopped is not taken up again, as if it had been begun everywhere.
-        begun = [
-            {one.number for one in begun_trials if one.rung >= rung or one.state == "stopped"}
-            for rung in range(len(self.shares))
-        ]
-        return self._rule(results, begun, self._goals, self._reduction, last=last)
+        self._follow(history)
+        for number in sorted(self._paused):
+            if self._paused[number].landmark:  # it stands beside the front, and so is always trained to its end
+                return number, self._paused[number].rung + 1
+        return self._rule(self._results, self._begun, self._goals, self._reduction, last=last)
 
     def paused(self, history: History) -> list[Proposal]:
         """Trials that were judged at their rung and wait for a promotion."""
         return [one for one in history if one.state == "running" and len(one.rungs) > one.rung]
+
+    def _follow(self, history: History) -> None:
+        """Takes in what has changed since it last looked: at thousands of trials that is next to nothing."""
+        now = tuple(history)
+        if len(now) < len(self._followed) or not self._followed:
+            self._followed = ()
+            self._results = [Kept() for _ in self.shares]
+            self._begun: list[set[int]] = [set() for _ in self.shares]
+            self._paused: dict[int, Proposal] = {}
+        for place, one in enumerate(now):
+            if place < len(self._followed) and self._followed[place] is one:
+                continue
+            for rung, (results, begun) in enumerate(zip(self._results, self._begun, strict=True)):
+                if one.begun and self._is_judged(one, rung):
+                    results[one.number] = self._judged(one, rung)
+                elif one.number in results:
+                    del results[one.number]
+                # What was told as stopped is not taken up again, as if it had been begun everywhere.
+                if one.begun and (one.rung >= rung or one.state == "stopped"):
+                    begun.add(one.number)
+                else:
+                    begun.discard(one.number)
+            self._paused.pop(one.number, None)
+            if one.state == "running" and len(one.rungs) > one.rung:
+                self._paused[one.number] = one
+        self._followed = now
 
     def seen(self, history: History) -> History:
         """The history for a strategy: every trial by its metrics at one rung, so that all are measured alike.

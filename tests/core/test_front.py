@@ -35,3 +35,22 @@ def test_fronts_take_every_row_once() -> None:
     matrix = np.random.default_rng(0).integers(0, 6, (40, 2)).astype(float)
     ranked = [row for front in fronts(matrix) for row in front]
     assert sorted(ranked) == list(range(40))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fronts_of_two_axes_are_those_that_peeling_finds(seed: int) -> None:
+    """Early stopping of thousands of trials would train others on than the best."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(0, 6, (40, 2)).astype(float)  # many ties and equals
+    matrix[rng.random(40) < 0.05] = np.nan
+    left, expected = list(range(40)), []
+    while left:
+        best = [
+            row
+            for row in left
+            if not np.isnan(matrix[row]).any()
+            and not any((matrix[o] <= matrix[row]).all() and (matrix[o] < matrix[row]).any() for o in left)
+        ]
+        expected.append(best or left)
+        left = [row for row in left if row not in expected[-1]]
+    assert list(fronts(matrix)) == expected
