@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nasplat.artifacts.weights import load_into, read_metadata, save_weights
 from nasplat.compression.images import BATCH, batches, labelled, recalibrated, test_accuracy, why_not_judged
 from nasplat.compression.importance import cross_entropy, importance
-from nasplat.compression.selection import Selection, chosen_groups, largest_fast_enough, select
+from nasplat.compression.selection import Selection, largest_fast_enough, select
 from nasplat.compression.sparsity import sparse_objective
 from nasplat.core.architecture import fingerprint
 from nasplat.core.channel_cost import graph_cost
@@ -30,6 +30,7 @@ from nasplat.core.channel_graph import ChannelGraph, Frozen
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Train
 from nasplat.core.pruning import FROM_DATA, Pruning, Sparsity
+from nasplat.core.pruning_groups import chosen_groups
 from nasplat.networks.channel_tracer import trace_channels
 from nasplat.networks.pruning_proof import prove
 from nasplat.networks.surgery import Surgery, bare, kept_channels, operate, plan

@@ -11,7 +11,6 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import gcd
 from pathlib import Path
@@ -28,6 +27,8 @@ from nasplat.core.drawing import Bar, Bars, Picture
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import OperationGraph
 from nasplat.core.problem import Problem
+from nasplat.core.pruning import STRUCTURES
+from nasplat.core.pruning_groups import chosen_groups
 from nasplat.core.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class PruningSpace(SearchSpace):
         checkpoint: its trained weights, which candidates inherit; without it candidates are freshly initialised.
         ratios: shares of a group that may stay, above 0 and up to 1; 1 is always among them.
         round_to: widths become the nearest multiples of this many channels.
+        structures: of which channels, mlp, heads and head_width are cut.
         only, leave: patterns of groups that are cut, and of groups that stay whole.
         depth: whether residual blocks may go.
         scores: by group, the importance of every atom; default: see `group_norms`.
@@ -78,6 +80,7 @@ class PruningSpace(SearchSpace):
         checkpoint: str | None = None,
         ratios: Sequence[float] = RATIOS,
         round_to: int = 1,
+        structures: Sequence[str] = STRUCTURES,
         only: Sequence[str] = (),
         leave: Sequence[str] = (),
         depth: bool = True,
@@ -105,7 +108,7 @@ class PruningSpace(SearchSpace):
             load_checkpoint(self.base, Path(checkpoint))
         inputs = (torch.zeros(1, *problem.input_shape),)
         self.channels: ChannelGraph = trace_channels(self.base, inputs)
-        self.groups = _chosen(self.channels, only, leave)
+        self.groups = chosen_groups(self.channels, structures, only, leave)
         self.stages = _stages([block.name for block in residual_blocks(self.base, inputs)]) if depth else {}
         self.orders = _orders(self.channels, self.groups, self.base, scores)
         self._widths = {f"{group.name}.ratio": _widths(group, grid, round_to) for group in self.groups}
@@ -280,22 +283,6 @@ def _part(graph: ChannelGraph, blocks: Sequence[str], inside: bool) -> ChannelGr
         scales=tuple(one for one in graph.scales if _within(one.tensors[0], blocks) == inside),
         unread_params=0 if inside else graph.unread_params,
     )
-
-
-def _chosen(graph: ChannelGraph, only: Sequence[str], leave: Sequence[str]) -> tuple[Group, ...]:
-    names = [group.name for group in graph.groups]
-    for pattern in (*only, *leave):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise NasplatError(f"no group of channels matches {pattern!r}", f"the groups are {', '.join(names)}")
-    found = tuple(
-        group
-        for group in graph.groups
-        if (not only or any(fnmatchcase(group.name, pattern) for pattern in only))
-        and not any(fnmatchcase(group.name, pattern) for pattern in leave)
-    )
-    if not found:
-        raise NasplatError("no group of channels is left to prune", "look at only and leave")
-    return found
 
 
 def _stages(blocks: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from nasplat.compression.selection import block_of, chosen_groups, select, structure_of
+from nasplat.compression.selection import block_of, select
 from nasplat.core.channel_cost import graph_cost
 from nasplat.core.channel_graph import ChannelGraph
 from nasplat.core.errors import NasplatError
+from nasplat.core.pruning_groups import chosen_groups, structure_of
 from nasplat.data.torchvision_import import torchvision
 from nasplat.networks.channel_tracer import trace_channels
 from nasplat.networks.counter import count
