@@ -21,6 +21,8 @@ from nasplat.core.channel_cost import WidthCost
 from nasplat.core.channel_graph import Group
 from nasplat.core.choice import Option
 from nasplat.core.errors import NasplatError, TrialFailed
+from nasplat.networks.pruning_proof import randomise
+from nasplat.networks.rebuild import without_blocks
 from nasplat.networks.surgery import operate
 from nasplat.spaces.pruning import PruningSpace
 
@@ -179,30 +181,36 @@ class RelaxedNetwork(nn.Module):
         for block in blocks:
             self.network.get_submodule(block).register_forward_hook(leave(block == blocks[-1]))
 
+    def alone(self, architecture: Architecture) -> Sample:
+        """The mixture of nothing but one architecture."""
+        return {
+            name: ([options.index(self._among(name, architecture))], torch.ones(1))
+            for name, options in self.options.items()
+        }
+
     @torch.no_grad()
     def _check(self) -> None:
-        """Compares an architecture run as a mixture of one with the same, cut."""
-        rng = np.random.default_rng(0)
-        images = torch.rand(2, *self.space.problem.input_shape, generator=torch.Generator().manual_seed(0)).double()
+        """Compares architectures run as a mixture of one with the same, cut, under random weights: none may be 0."""
+        weights = {name: one.clone() for name, one in self.network.state_dict().items()}
         self.network.eval().double()
+        randomise(self.network, torch.Generator().manual_seed(0))
+        whole = copy.deepcopy(self.space.base).double()
+        whole.load_state_dict(self.network.state_dict())
+        images = torch.rand(2, *self.space.problem.input_shape, generator=torch.Generator().manual_seed(0)).double()
+        rng = np.random.default_rng(0)
         for architecture in (self.space.sample(rng), self.space.sample(rng)):
-            sample = {
-                name: ([options.index(self._among(name, architecture))], torch.ones(1, dtype=torch.float64))
-                for name, options in self.options.items()
-            }
-            self.take(sample, torch.device("cpu"))
-            cut = self.space.build(architecture) if self.space.original(architecture) else _cut(self, architecture)
-            outputs = (self.network(images), cut.eval().double()(images))
-            if not all(isinstance(one, Tensor) for one in outputs) or not torch.allclose(
-                *outputs, atol=1e-7, rtol=1e-5
-            ):
+            self.take({name: (at, one.double()) for name, (at, one) in self.alone(architecture).items()}, images.device)
+            outputs = (self.network(images), _cut(whole, self.space, architecture).eval()(images))
+            tensors = all(isinstance(one, Tensor) for one in outputs)
+            if not tensors or not torch.allclose(*outputs, atol=1e-7, rtol=1e-5):
                 raise NasplatError(
                     "the widths of this network cannot be searched by gradients: run at a smaller width, it is not the "
                     "network that is cut to it",
                     "use another strategy; the pruning space itself holds the network",
                 )
         self._sampled = {}
-        self.network.float().train()
+        self.network.float().load_state_dict(weights)
+        self.network.train()
 
     def _among(self, name: str, architecture: Architecture) -> Option:
         """The option of this choice, of those that make different networks."""
@@ -272,12 +280,8 @@ def _different(space: PruningSpace, name: str) -> tuple[Option, ...]:
     return tuple(kept.values())
 
 
-def _cut(relaxed: RelaxedNetwork, architecture: Architecture) -> nn.Module:
-    """The network that is cut, of a space with fresh weights."""
-    from nasplat.networks.rebuild import without_blocks
-
-    module = relaxed.space.base
-    for operation in relaxed.space.operations(architecture):
+def _cut(module: nn.Module, space: PruningSpace, architecture: Architecture) -> nn.Module:
+    for operation in space.operations(architecture):
         module = without_blocks(module, operation) if isinstance(operation, tuple) else operate(module, operation)[0]
     return module
 

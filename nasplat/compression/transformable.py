@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,15 @@ from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.spaces.pruning import PruningSpace
 from nasplat.training import checkpoint as files
+from nasplat.training.devices import repeatable
 
 if TYPE_CHECKING:
-    from nasplat.data.datasets import Dataset
-    from nasplat.data.loader import Batch
+    from nasplat.data.datasets import Dataset, Split
+    from nasplat.data.loader import Batch, Loader
 
 TOLERANCE = 0.05  # of the original's MACs, below the target
 TEMPERATURES = (5.0, 0.1)
+_JUDGED = 8  # batches by which a settled network is judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Snapshot:
         architecture: the most probable one.
         macs: of it.
         expected: MACs under the probabilities.
-        loss: mean loss of the mixtures on validation images, without the penalty.
+        loss: of it, with the weights as they are, on images that the weights do not learn from.
     """
 
     epoch: int
@@ -56,7 +59,7 @@ class Settings:
         batch_size: of images, for weights and for the architecture.
         lr: of SGD for the weights, with momentum 0.9 and a cosine schedule.
         architecture_lr: of Adam for the probabilities, with betas 0.5 and 0.999.
-        weight_decay: of the weights.
+        weight_decay: of the weights; the probabilities have 1e-3 as in the paper.
         penalty: weight of the logarithm of the expected MACs.
     """
 
@@ -81,9 +84,10 @@ def transformable_search(
 ) -> tuple[Snapshot, ...]:
     """The settled architecture of every epoch, the last ones last.
 
-    Weights learn from training images, the probabilities from validation images, in turn, each with a mixture of its
-    own. The penalty is log E[MACs] while the most probable network has more than the target, its negative while it has
-    less than the target minus 5 % of the original's, and nothing in between. Goes on from the last finished epoch.
+    Weights learn from one half of the training images, the probabilities from the other, in turn, each with a mixture
+    of its own. The penalty is log E[MACs] while the most probable network has more than the target, its negative while
+    it has less than the target minus 5 % of the original's, and nothing in between. Goes on from the last finished
+    epoch.
 
     Args:
         target: MACs.
@@ -104,6 +108,18 @@ def best_of(snapshots: tuple[Snapshot, ...], space: PruningSpace, target: float)
     return min(within, key=lambda one: one.loss, default=None)
 
 
+def _halves(dataset: Dataset, seed: int) -> tuple[Split, Split]:
+    """The training images in two halves; validation images are left for whoever scores what is found."""
+    from nasplat.data.datasets import Split
+    from nasplat.data.images import select
+
+    labels = dataset.train.labels
+    assert labels is not None
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    first, second = (Split(select(dataset.train.images, part), labels[part]) for part in rows.tensor_split(2))
+    return first, second
+
+
 class _Search:
     def __init__(
         self,
@@ -118,7 +134,8 @@ class _Search:
         if dataset.train.labels is None:
             raise NasplatError("a transformable search needs labels, and these data have none", "use another producer")
         self.space, self.dataset, self.target, self.settings = space, dataset, target, settings
-        self.device, self.checkpoint = device, checkpoint
+        self.device, self.seed, self.checkpoint = device, seed, checkpoint
+        self.halves = _halves(dataset, seed)
         self.relaxed = RelaxedNetwork(space)
         self.relaxed.network.to(device)
         self.logits = list(self.relaxed.logits.values())
@@ -139,41 +156,55 @@ class _Search:
         )
 
     def run(self, on_epoch: Callable[[Snapshot], None]) -> tuple[Snapshot, ...]:
+        with repeatable(self.device, self.seed):
+            return self._run(on_epoch)
+
+    def _run(self, on_epoch: Callable[[Snapshot], None]) -> tuple[Snapshot, ...]:
         self._restore()
-        train, validation = (self._loader(part) for part in ("train", "validation"))
+        train, others_of = (self._loader(split) for split in self.halves)
         for epoch in range(len(self.snapshots), self.settings.epochs):
-            others = self._endless(validation)
-            loss = torch.zeros((), device=self.device)
-            steps = 0
-            for batch in train.epoch(self.generator):
+            others = self._endless(others_of)
+            for steps, batch in enumerate(train.epoch(self.generator)):
                 share = (epoch + steps / train.batches_per_epoch) / self.settings.epochs
                 for group in self.weights.param_groups:
                     group["lr"] = self.settings.lr * 0.5 * float(1 + torch.cos(torch.tensor(share * torch.pi)))
                 high, low = TEMPERATURES
                 temperature = high + share * (low - high)
                 self._step(self.weights, batch, temperature)
-                loss += self._step(self.choices, next(others), temperature, penalised=True)
-                steps += 1
-            self._finished(epoch, float(loss) / steps)
+                self._step(self.choices, next(others), temperature)
+            self._finished(epoch)
             on_epoch(self.snapshots[-1])
         return tuple(self.snapshots)
 
-    def _step(
-        self, optimiser: torch.optim.Optimizer, batch: Batch, temperature: float, penalised: bool = False
-    ) -> Tensor:
-        for one in (self.weights, self.choices):
-            one.zero_grad(set_to_none=True)
+    def _step(self, optimiser: torch.optim.Optimizer, batch: Batch, temperature: float) -> None:
+        """One step of the weights, or of the probabilities, whose gradients alone are then worked out."""
+        of_choices = optimiser is self.choices
         self.relaxed.take(self.relaxed.draw(temperature, self.generator), self.device)
-        logits = self.relaxed(batch.views[0])
-        assert batch.labels is not None
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        total = loss
-        if penalised and (sign := self._side()):
-            total = loss + sign * self.settings.penalty * self.relaxed.expected_macs().log().to(loss)
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.relaxed.network.parameters(), 5.0)
+        loss = self._loss(batch)
+        if of_choices and (sign := self._side()):
+            loss = loss + sign * self.settings.penalty * self.relaxed.expected_macs().log().to(loss)
+        learning = self.logits if of_choices else list(self.relaxed.network.parameters())
+        for parameter, gradient in zip(learning, torch.autograd.grad(loss, learning, allow_unused=True), strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(learning, 5.0)
         optimiser.step()
-        return loss.detach()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        assert batch.labels is not None
+        return F.cross_entropy(self.relaxed(batch.views[0]).float(), batch.labels)
+
+    @torch.no_grad()
+    def _settled_loss(self, settled: Architecture) -> float:
+        """Of the most probable network, with the batch norm of these images, on the half that weights do not see."""
+        self.relaxed.take(self.relaxed.alone(settled), self.device)
+        norms = [one for one in self.relaxed.network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0  # its running statistics stay as they are
+        losses = [self._loss(batch) for batch in islice(self._loader(self.halves[1], plain=True).ordered(), _JUDGED)]
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return float(torch.stack(losses).mean())
 
     def _side(self) -> int:
         """1 where the most probable network is too dear, -1 where it is too cheap."""
@@ -182,30 +213,30 @@ class _Search:
             return 1
         return -1 if macs < self.target - TOLERANCE * self.space.whole["macs"] else 0
 
-    def _loader(self, part: str) -> Any:
+    def _loader(self, split: Split, plain: bool = False) -> Loader:
         from nasplat.data.augment import default_augmentations
         from nasplat.data.loader import Loader
 
-        split = getattr(self.dataset, part)
         return Loader(
             split,
             batch_size=min(self.settings.batch_size, len(split)),
             device=self.device,
             mean=self.dataset.mean,
             std=self.dataset.std,
-            augment=default_augmentations("supervised", self.dataset.problem.input_shape),
+            augment=() if plain else default_augmentations("supervised", self.dataset.problem.input_shape),
         )
 
-    def _endless(self, loader: Any) -> Iterator[Batch]:
+    def _endless(self, loader: Loader) -> Iterator[Batch]:
         while True:
             yield from loader.epoch(self.generator)
 
-    def _finished(self, epoch: int, loss: float) -> None:
+    def _finished(self, epoch: int) -> None:
+        settled = self.relaxed.settled()
+        loss = self._settled_loss(settled)
         if not isfinite(loss):
             raise TrialFailed(
                 f"the loss became {loss} in epoch {epoch + 1} of the transformable search", "lower its lr"
             )
-        settled = self.relaxed.settled()
         with torch.no_grad():
             expected = float(self.relaxed.expected_macs())
         self.snapshots.append(Snapshot(epoch, settled, self.space.known(settled)["macs"], expected, loss))
@@ -215,6 +246,7 @@ class _Search:
         tensors |= {f"logits.{name}": one for name, one in self.relaxed.logits.items()}
         tensors |= files.optimiser_tensors("weights", self.weights) | files.optimiser_tensors("choices", self.choices)
         tensors["generator"] = self.generator.get_state()
+        tensors["torch"] = torch.get_rng_state()  # of dropout in the network
         plain = [
             {"epoch": one.epoch, "values": dict(one.architecture.values), "expected": one.expected, "loss": one.loss}
             for one in self.snapshots
@@ -237,6 +269,7 @@ class _Search:
         files.restore_optimiser("weights", self.weights, tensors)
         files.restore_optimiser("choices", self.choices, tensors)
         self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["torch"])
         for one in record["snapshots"]:
             architecture = self.space.canonical(one["values"])
             macs = self.space.known(architecture)["macs"]

@@ -86,9 +86,7 @@ def test_a_mixture_of_one_is_the_network_that_is_cut(space: PruningSpace) -> Non
     for _ in range(8):
         architecture = space.sample(rng)
         depths.add(architecture.values["3.depth"])
-        one = {name: ([relaxed.options[name].index(relaxed._among(name, architecture))], torch.ones(1).double())
-               for name in relaxed.options}  # fmt: skip
-        relaxed.take(one, CPU)
+        relaxed.take({name: (at, one.double()) for name, (at, one) in relaxed.alone(architecture).items()}, CPU)
         torch.testing.assert_close(relaxed(images), space.build(architecture).double().eval()(images))
     assert depths == {0, 1, 2}
 
@@ -182,7 +180,7 @@ def test_what_cannot_be_searched_is_told(space: PruningSpace, digits: Dataset) -
     tokens = PruningSpace(classification((1, 8, 8), 10), model=f"{__name__}:normalised_tokens")
     with pytest.raises(NasplatError, match="cannot be searched by gradients"):
         RelaxedNetwork(tokens)
-    with pytest.raises(TrialFailed, match="no longer numbers"):
+    with pytest.raises(TrialFailed, match=r"no longer numbers|became nan"):
         settings = Settings(epochs=1, batch_size=64, lr=1e30)
         transformable_search(space, digits, 0.4 * space.whole["macs"], settings, device=CPU, seed=0)
     with pytest.raises(NasplatError, match="needs labels"):
