@@ -319,8 +319,8 @@ def page(found: Mapping[str, list[Row]], options: argparse.Namespace) -> str:
         "number of workers that it keeps busy. That is the bottleneck at 4,096 workers, not the storage, which only "
         f"the driver writes to: at most {fastest:.0f} lines a second here. A strategy that knows nothing of the last 2 "
         "(workers - 1) trials has little to go by where there are few rounds: there random and evolution are "
-        "what scales. Early stopping asks the driver more often, and ranks all trials whenever one is judged: it pays as "
-        "long as the driver keeps up, which its column tells.",
+        "what scales. Early stopping asks the driver more often, and ranks all trials whenever one is judged: it pays "
+        "as long as the driver keeps up, which its column tells.",
         "",
         "Which storage: the journal file for every search, whatever runs the trials, for one driver writes to it. "
         "SQLite where a tool wants a database file (slower: experiments/benchmark_overhead.md). PostgreSQL by an "
