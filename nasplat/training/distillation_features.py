@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,19 +29,35 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 def distances(features: Tensor) -> Tensor:
     """Distances between all images of a batch `(N, N)`, over their mean (Park et al., 2019)."""
-    flat = features.float().flatten(1)
-    square = (flat[:, None] - flat[None]).square().sum(2)
-    # The gradient of a root at 0 is infinite, and the diagonal is 0: the root is of 1 there, and is taken out after.
-    same = square <= 1e-12
-    found = square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
+    found, same = _lengths(_products(features))
     return found / (found.sum() / (~same).sum().clamp(min=1)).clamp(min=1e-12)
 
 
 def angles(features: Tensor) -> Tensor:
-    """Cosines of the angles between all triples of a batch `(N, N, N)` (Park et al., 2019)."""
+    """Cosines of the angles at each image between all pairs of others `(N, N, N)` (Park et al., 2019)."""
+    products = _products(features)
+    found, same = _lengths(products)
+    # <x_i - x_j, x_k - x_j> from the products alone: features may be whole maps, whose differences would be N^2 maps.
+    own = products.diagonal()
+    at = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
+    inverse = torch.where(same, 0.0, 1 / found.masked_fill(same, 1.0))
+    return at * inverse[:, :, None] * inverse[:, None, :]
+
+
+def _products(features: Tensor) -> Tensor:
+    """Scalar products of all images `(N, N)`, from their mean, which changes no difference and keeps them small."""
     flat = features.float().flatten(1)
-    lines = F.normalize(flat[None] - flat[:, None], dim=2, eps=1e-6)
-    return lines @ lines.transpose(1, 2)
+    flat = flat - flat.mean(0)
+    return flat @ flat.T
+
+
+def _lengths(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances `(N, N)`, and where they are 0."""
+    own = products.diagonal()
+    square = own[:, None] + own[None] - 2 * products
+    same = square <= 1e-6 * own.max().clamp(min=1e-12)
+    # The gradient of a root at 0 is infinite, and the diagonal is 0: the root is of 1 there, and is taken out after.
+    return square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0), same
 
 
 def relation(student: Tensor, teacher: Tensor) -> Tensor:

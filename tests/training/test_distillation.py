@@ -14,7 +14,7 @@ from nasplat.core.experiment import Train
 from nasplat.core.problem import Output, Problem, classification
 from nasplat.data.loader import Batch
 from nasplat.training.distillation import Distilled
-from nasplat.training.distillation_features import attention, distances, hint, relation
+from nasplat.training.distillation_features import angles, attention, distances, hint, relation
 from nasplat.training.distillation_logits import Pace, decoupled_parts, logit_mse, soft_logits, specialists
 
 
@@ -81,6 +81,17 @@ def test_distances_are_those_of_numpy() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
     plain = np.linalg.norm(points[:, None] - points[None], axis=2)
     assert np.allclose(distances(torch.tensor(points)).numpy(), plain / plain[plain > 0].mean(), atol=1e-6)
+
+
+def test_angles_are_those_of_numpy() -> None:
+    """Relations would be of something else than angles, or whole feature maps would take gigabytes."""
+    points = np.random.default_rng(0).normal(size=(5, 3)) * 4 + 7
+    found = angles(torch.tensor(points)).numpy()
+    for corner, one, other in np.ndindex(5, 5, 5):
+        first, second = points[one] - points[corner], points[other] - points[corner]
+        lengths = np.linalg.norm(first) * np.linalg.norm(second)
+        expected = first @ second / lengths if lengths else 0.0
+        assert found[corner, one, other] == pytest.approx(expected, abs=1e-4)
 
 
 def test_all_objectives_together_leave_the_teacher_as_it_was() -> None:
