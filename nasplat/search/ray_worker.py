@@ -185,6 +185,7 @@ def progress_actor() -> Any:
             latest, self._latest = self._latest, {}
             return latest
 
-    # On the driver's node: on another one it would die with it, and the driver would see nothing any more.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # On the driver's node and nowhere else: on another one, which may just have died without anybody knowing it yet, it
+    # would die, and the driver would see nothing any more.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(Progress).options(scheduling_strategy=here).remote()
