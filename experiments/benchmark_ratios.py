@@ -261,7 +261,9 @@ def search_table(found: dict[str, Any]) -> list[str]:
             if not ones:
                 continue
             marks = (
-                f"{100 * statistics.mean(one['landmarks'][mark] for one in ones):.1f}" if ones[0]["landmarks"] else ""
+                f"{100 * statistics.mean(one['landmarks'][mark] for one in ones):.1f}"
+                if mark in ones[0]["landmarks"]
+                else ""
                 for mark in ("uniform", "ranked", "sensitivity")
             )
             origins = ", ".join(sorted({one["from"] for one in ones}))
