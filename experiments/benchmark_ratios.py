@@ -334,11 +334,11 @@ def page(found: dict[str, Any], options: argparse.Namespace) -> str:
         lines += ["", f"## {share:.0%} of the MACs", "", *table(found, share)]
     lines += [
         "",
-        "`transformable` and `n2n` were made for another setting, and both take whole blocks out, which ratios from "
-        "the sensitivities never do: trained weights do not get over that in 80 steps. The relaxed network of the "
-        "first trains weights of its own and hands over widths and depths alone, which the paper then trains from "
-        "scratch for 300 epochs. The second scores each student after one epoch of 2,000 images, and has few students "
-        "to learn from.",
+        "`transformable` and `n2n` were made for another setting, and both take several whole blocks out, where the "
+        "other searches take none, or one at most: trained weights do not get over that in 80 steps. The relaxed "
+        "network of the first trains weights of its own and hands over widths and depths alone, which the paper then "
+        "trains from scratch for 300 epochs. The second scores each student after one epoch of 2,000 images, and has "
+        "few students to learn from.",
         "",
         "## The searches",
         "",
