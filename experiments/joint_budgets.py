@@ -59,7 +59,7 @@ def search(shared: str, trials: int) -> tuple[list[dict[str, float]], dict[str, 
         "search": {
             "strategy": "evolution",
             "trials": trials,
-            "constraints": {"macs": {"max": 0.8}, "params": {"max": 0.8}},
+            "constraints": {"macs": {"min": 0.4, "max": 0.7}, "params": {"max": 0.7}},
             "produce": {"uniform": {}, "ranked": {}, "sensitivity": {}},
         },
         "run": {"device": "cpu"},
