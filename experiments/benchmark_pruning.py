@@ -97,7 +97,7 @@ def finetune(network: Any, shared: str, seed: int) -> None:
 def measure(task: Task, shared: str) -> dict[str, Any]:
     import torch
 
-    from nasplat.compression.images import test_accuracy
+    from nasplat.compression.images import test_metrics
 
     torch.set_num_threads(1)
     shortcut, method, steps, share, seed = task
@@ -108,11 +108,11 @@ def measure(task: Task, shared: str) -> dict[str, Any]:
         network = copy.deepcopy(network)
         if method in THEIRS:
             network = by_torch_pruning(network, share, method.endswith("global"))
-        cut = test_accuracy(network, images(shared, few=True), cpu)
+        cut = test_metrics(network, images(shared, few=True), cpu)["accuracy"]
         finetune(network, shared, seed)
     else:
         network, cut = by_nasplat(network, shared, method, steps, share, seed)
-    after = test_accuracy(network, images(shared), cpu)
+    after = test_metrics(network, images(shared), cpu)["accuracy"]
     return {"cut": cut, "after": after, "cost": costs(network), "seconds": time.perf_counter() - begin}
 
 

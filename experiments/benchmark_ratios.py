@@ -163,7 +163,7 @@ def tune(task: Task, shared: str, searched: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from nasplat.compression.images import recalibrated, test_accuracy
+    from nasplat.compression.images import recalibrated, test_metrics
     from nasplat.core.experiment import Train
     from nasplat.training.fit import fit, objective_of
 
@@ -172,13 +172,13 @@ def tune(task: Task, shared: str, searched: dict[str, Any]) -> dict[str, Any]:
     teacher = trained(shared, "B")
     network = pruned(method, share, seed, shared, searched)
     recalibrated(network, images(shared), cpu, seed)
-    cut = test_accuracy(network, images(shared, few=True), cpu)
+    cut = test_metrics(network, images(shared, few=True), cpu)["accuracy"]
     begin = time.perf_counter()
     settings = Train.model_validate({**TRAIN, **({"distill": TAUGHT} if how == "taught" else {})})
     objective = objective_of(settings, images(shared), network, cpu, copy.deepcopy(teacher))
     fit(network, images(shared), settings, device=cpu, seed=seed, objective=objective)
     seconds = time.perf_counter() - begin
-    after = test_accuracy(network, images(shared), cpu)
+    after = test_metrics(network, images(shared), cpu)["accuracy"]
     return {"cut": cut, "after": after, "cost": costs(network), "seconds": seconds}
 
 
