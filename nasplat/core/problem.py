@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nasplat.core.errors import NasplatError
 
-OutputKind = Literal["classification", "embedding", "multi_label", "regression", "dense"]
+OutputKind = Literal["classification", "embedding", "multi_label", "regression", "dense", "contrastive"]
 
 
 @dataclass(frozen=True, slots=True)

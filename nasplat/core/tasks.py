@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from nasplat.core.errors import NasplatError, nearest
 
-TaskKind = Literal["classification", "multi_label", "regression", "dense"]
+TaskKind = Literal["classification", "multi_label", "regression", "dense", "contrastive"]
 KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan"})  # a cell without a label, in any case
@@ -28,9 +28,10 @@ class Task:
     | multi_label    | `(N, size)`, 0 or 1                     | -1      | `(N, size)`          |
     | regression     | `(N, size)`, real                       | NaN     | `(N, size)`          |
     | dense          | `(N, H, W)`, the class of every pixel   | -1      | `(N, size, H, W)`    |
+    | contrastive    | none: a pretext                         |         | `(N, size)`          |
 
     Args:
-        size: number of classes, of labels, of numbers, or of classes of pixels.
+        size: number of classes, of labels, of numbers, of classes of pixels, or of dimensions of a projection.
         classes: names of the classes or labels; may be empty.
         mean, std: regression only: labels are held as (value - mean) / std, one of each a number; empty: as they are.
         pretext: the transform of `nasplat.data.pretexts` that makes labels from images; empty: the data have labels.
@@ -53,11 +54,13 @@ class Task:
         if self.kind not in KINDS:
             advice = nearest(str(self.kind), KINDS) + f"there are {', '.join(KINDS)}"
             raise NasplatError(f"task {self.name}: there is no kind {self.kind!r}", advice)
-        least = 2 if self.kind in ("classification", "dense") else 1
+        least = 2 if self.kind in ("classification", "dense", "contrastive") else 1
         if self.size < least:
             raise NasplatError(
                 f"task {self.name}: {self.kind} of size {self.size}", f"the least size is {least}: there is no choice"
             )
+        if self.kind == "contrastive" and not self.pretext:
+            raise NasplatError(f"task {self.name} is contrastive and no pretext", "give pretext: contrastive")
         if self.classes and len(self.classes) != self.size:
             raise NasplatError(f"task {self.name} has size {self.size} and {len(self.classes)} names of classes")
         scaled = self.kind == "regression" and len(self.mean) == len(self.std) == self.size
@@ -74,13 +77,20 @@ class Task:
         return Task(**plain)
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
+def check_several(tasks: Sequence[Task]) -> None:
     """Raises:
     NasplatError: fewer than two tasks, or two of one name.
     """
     if len(tasks) < 2:
         named = f"only one task, {tasks[0].name}" if tasks else "no task"
         raise NasplatError(f"there is {named}", "several tasks share a network: give two or more")
+    check_tasks(tasks)
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Raises:
+    NasplatError: two tasks of one name.
+    """
     names = [task.name for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -19,7 +19,8 @@ Where images come from (`source`, `path`):
           images[labels == 1, :, ::4] += 100  # stripes down
           return images, labels
 
-Images without labels are as good as any: `labels: false` does not read labels even where there are some.
+Images without labels are as good as any: `labels: false` does not read labels even where there are some. `tasks` asks
+for several tasks; see `nasplat.data.task_loading`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.experiment import Data
 from nasplat.core.problem import Output, Problem, classification
+from nasplat.core.tasks import Task
 from nasplat.core.user_function import load_function
 from nasplat.data.arrays import class_names
 from nasplat.data.files import from_arrays, has_idx, read_idx, read_npz
@@ -56,14 +58,21 @@ class Split:
     Args:
         images: uint8 `(N, C, H, W)` in memory, or a reader that decodes them when asked.
         labels: `(N,)` int64, or None.
+        task_labels: of several tasks, by name; `nasplat.core.tasks.Task` tells their shapes, and which are missing.
     """
 
     images: Tensor | Images
     labels: Tensor | None = None
+    task_labels: Mapping[str, Tensor] = field(default_factory=dict)
     _copies: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, rows: Tensor) -> Split:
+        """Only these rows, in this order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Split(select(self.images, rows), labels, {name: one[rows] for name, one in self.task_labels.items()})
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +95,7 @@ class Dataset:
         mean, std: of the training pixels, for each channel, of 0..1.
         classes: their names; empty without labels.
         fingerprint: a digest of the images and of how they are split.
+        tasks: where there are several; the problem then has an output for each.
     """
 
     name: str
@@ -97,6 +107,7 @@ class Dataset:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     fingerprint: str
+    tasks: tuple[Task, ...] = ()
 
 
 def load_dataset(spec: Data) -> Dataset:
@@ -108,8 +119,13 @@ def load_dataset(spec: Data) -> Dataset:
     Raises:
         NasplatError: an unknown source, a missing path, images or labels that are not fit; it says which.
     """
-    read = _read(spec)
-    found = read if isinstance(read, Dataset) else _finish(read, spec)
+    if spec.tasks is not None:
+        from nasplat.data.task_loading import load_tasks
+
+        found = load_tasks(spec)
+    else:
+        read = _read(spec)
+        found = read if isinstance(read, Dataset) else _finish(read, spec)
     if spec.mean is None or spec.std is None:
         return found
     channels = found.problem.input_shape[0]

@@ -49,10 +49,11 @@ def join(first: Split, second: Split) -> Split:
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
+    by_task = {name: torch.cat([one, second.task_labels[name]]) for name, one in first.task_labels.items()}
     if isinstance(first.images, Tensor) and isinstance(second.images, Tensor):
-        return Split(torch.cat([first.images, second.images]), labels)
+        return Split(torch.cat([first.images, second.images]), labels, by_task)
     readers = [_Held(part.images) if isinstance(part.images, Tensor) else part.images for part in (first, second)]
-    return Split(Joined(readers[0], readers[1], torch.arange(len(first) + len(second))), labels)
+    return Split(Joined(readers[0], readers[1], torch.arange(len(first) + len(second))), labels, by_task)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,11 +26,13 @@ class Batch:
             for it, the first is not augmented.
         labels: `(N,)` int64, or None.
         indices: `(N,)` int64, the rows of the images in their split.
+        task_labels: of several tasks, by name.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor | None
     indices: Tensor
+    task_labels: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Loader:
@@ -84,6 +86,7 @@ class Loader:
         self.resident = _resident(split, self.device, resident)
         self._split = split
         self._labels = None if split.labels is None else split.labels.to(self.device)
+        self._task_labels = {name: labels.to(self.device) for name, labels in split.task_labels.items()}
         self._augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
         if augment is not None:
             self._augment = augment if callable(augment) else compose(augment)
@@ -119,12 +122,12 @@ class Loader:
         for rows, images in self._batches(order, self.batch_size // self._world):
             plain = (self._normalised(images),) * self._first_plain
             augmented = (self._normalised(self._augmented(images, on_device)) for _ in range(self.views - len(plain)))
-            yield Batch((*plain, *augmented), self._labels_of(rows), rows)
+            yield self._batch((*plain, *augmented), rows)
 
     def ordered(self) -> Iterator[Batch]:
         """All images in their order, none left out, one view, not augmented."""
         for rows, images in self._batches(torch.arange(len(self._split)), self.batch_size):
-            yield Batch((self._normalised(images),), self._labels_of(rows), rows)
+            yield self._batch((self._normalised(images),), rows)
 
     def _batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and images, both on the device; the order is copied there once."""
@@ -144,8 +147,9 @@ class Loader:
         images = images.contiguous(memory_format=self._format)
         return torch.sub(images, mean).mul_(scale).to(self._dtype)
 
-    def _labels_of(self, rows: Tensor) -> Tensor | None:
-        return None if self._labels is None else self._labels.index_select(0, rows)
+    def _batch(self, views: tuple[Tensor, ...], rows: Tensor) -> Batch:
+        labels = None if self._labels is None else self._labels.index_select(0, rows)
+        return Batch(views, labels, rows, {name: one.index_select(0, rows) for name, one in self._task_labels.items()})
 
 
 def _normaliser(mean_and_std: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""Tasks that need no labels: an image is changed in one of a few ways, and the network is to tell in which.
+"""Tasks that need no labels: an image is changed in one of a few ways, and the network is to tell in which; or it is
+changed freely, and the network is to tell from which image it came.
 
-Each way is a rearrangement of an image's pixels, so that one gather on the device changes a whole batch.
+Each of the few ways is a rearrangement of an image's pixels, so that one gather on the device changes a whole batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.tasks import Task
+from nasplat.data.augment import resized_crop
 
+CONTRASTIVE = "contrastive"
+_PROJECTION = 64  # dimensions of what a contrastive task compares
+_JITTER = 0.4  # of contrast and of brightness, in deviations of the pixels
 _JIGSAWS = 8  # of the 24 arrangements of 2 x 2 tiles: the hundreds of 3 x 3 need larger images and longer training
 
 Shape = tuple[int, int, int]
@@ -73,27 +78,37 @@ def _far_apart(count: int) -> list[tuple[int, ...]]:
 
 # Name -> from the shape (C, H, W) of an image, where each pixel of each way's image is taken from, (ways, C, H, W).
 PRETEXTS: dict[str, Callable[[Shape], Tensor]] = {"rotation": _rotations, "jigsaw": _jigsaws, "colours": _colours}
+PRETEXT_NAMES = (*PRETEXTS, CONTRASTIVE)
 
 
 def pretext_task(name: str, input_shape: Shape) -> Task:
-    """The task of a pretext of `PRETEXTS`, which bears its name.
+    """The task of a pretext of `PRETEXT_NAMES`, which bears its name.
 
     Raises:
         NasplatError: an unknown name, or images that the pretext cannot be made of.
     """
+    if name == CONTRASTIVE:
+        return Task(name, "contrastive", _PROJECTION, pretext=name)
     return Task(name, "classification", len(_table(name, input_shape, torch.device("cpu"))), pretext=name)
 
 
 def change(name: str, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Changes each image of a batch in a way drawn for it.
 
+    For `contrastive` that is another view of it: a resized crop with other contrast and brightness, which images of
+    deviation 1 are meant for (after Chen et al., A Simple Framework for Contrastive Learning, 2020).
+
     Args:
-        images: `(N, C, H, W)` of any type.
+        images: `(N, C, H, W)` of any type; for `contrastive` real, normalised.
         generator: on the device of the images.
 
     Returns:
-        The changed images, and the way of each, `(N,)` int64.
+        The changed images, and the way of each, `(N,)` int64; for `contrastive` the row of the image it came from.
     """
+    if name == CONTRASTIVE:
+        count, device = len(images), images.device
+        shift = torch.empty(2, count, 1, 1, 1, device=device).uniform_(-_JITTER, _JITTER, generator=generator)
+        return resized_crop(images, generator) * (1 + shift[0]) + shift[1], torch.arange(count, device=device)
     table = _table(name, (images.shape[1], images.shape[2], images.shape[3]), images.device)
     ways = torch.randint(len(table), (len(images),), generator=generator, device=images.device)
     changed = images.flatten(1).gather(1, table.flatten(1).index_select(0, ways)).view(images.shape)
@@ -105,6 +120,6 @@ def change(name: str, images: Tensor, generator: torch.Generator) -> tuple[Tenso
 def _table(name: str, shape: Shape, device: torch.device) -> Tensor:
     if name not in PRETEXTS:
         raise NasplatError(
-            f"there is no pretext {name!r}", nearest(name, PRETEXTS) + f"there are {', '.join(PRETEXTS)}"
+            f"there is no pretext {name!r}", nearest(name, PRETEXT_NAMES) + f"there are {', '.join(PRETEXT_NAMES)}"
         )
     return PRETEXTS[name](shape).to(device)

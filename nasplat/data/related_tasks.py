@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from nasplat.core.errors import NasplatError
-from nasplat.core.tasks import Task
-from nasplat.data.tasks import MultiTaskDataset, TaskPart, make_dataset
+from nasplat.core.tasks import Task, check_several
+from nasplat.data.datasets import Dataset, Split
+from nasplat.data.tasks import make_dataset
 
 _PATCH = 5  # pixels a side of a pattern
 _GREY, _CONTRAST, _NOISE = 128, 24.0, 6.0  # of 255
@@ -34,7 +35,7 @@ class RelatedTasks:
         weights: `(tasks, latents)` of unit length.
     """
 
-    dataset: MultiTaskDataset
+    dataset: Dataset
     groups: tuple[int, ...]
     weights: np.ndarray
 
@@ -115,7 +116,10 @@ def related_tasks(
             tasks.append(Task(name, "classification", classes))
             edges = np.quantile(target, np.arange(1, classes) / classes)
             labels[name] = torch.from_numpy(np.searchsorted(edges, target))
-    dataset = make_dataset("related_tasks", tasks, TaskPart(images, labels), validation_share=0.25, split_seed=seed)
+    check_several(tasks)
+    dataset = make_dataset(
+        "related_tasks", tasks, Split(images, task_labels=labels), validation_share=0.25, split_seed=seed
+    )
     return RelatedTasks(dataset, groups, weights)
 
 

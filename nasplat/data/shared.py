@@ -18,12 +18,13 @@ PARTS = ("train", "validation", "test")
 
 def to_arrays(dataset: Dataset) -> dict[str, Any] | None:
     """Arrays and plain values; None where images are decoded when they are asked for, and so are nowhere in memory."""
-    parts: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    parts: dict[str, tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]] = {}
     for name in PARTS:
         split: Split = getattr(dataset, name)
         if not isinstance(split.images, Tensor):
             return None
-        parts[name] = (split.images.numpy(), None if split.labels is None else split.labels.numpy())
+        by_task = {task: labels.numpy() for task, labels in split.task_labels.items()}
+        parts[name] = (split.images.numpy(), None if split.labels is None else split.labels.numpy(), by_task)
     return {
         "parts": parts,
         "name": dataset.name,
@@ -32,6 +33,7 @@ def to_arrays(dataset: Dataset) -> dict[str, Any] | None:
         "std": dataset.std,
         "classes": dataset.classes,
         "fingerprint": dataset.fingerprint,
+        "tasks": dataset.tasks,
     }
 
 
@@ -40,8 +42,12 @@ def from_arrays(arrays: Mapping[str, Any]) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the memory cannot be written to
         parts: dict[str, Any] = {
-            name: Split(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels))
-            for name, (images, labels) in arrays["parts"].items()
+            name: Split(
+                torch.from_numpy(images),
+                None if labels is None else torch.from_numpy(labels),
+                {task: torch.from_numpy(one) for task, one in by_task.items()},
+            )
+            for name, (images, labels, by_task) in arrays["parts"].items()
         }
-    plain: dict[str, Any] = {key: arrays[key] for key in ("name", "mean", "std", "classes", "fingerprint")}
+    plain: dict[str, Any] = {key: arrays[key] for key in ("name", "mean", "std", "classes", "fingerprint", "tasks")}
     return Dataset(**plain, **parts, problem=Problem.from_json(arrays["problem"]))

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.tasks import KINDS, Task, TaskKind, encode, infer_kind, infer_task, is_missing
+from nasplat.data.datasets import Dataset, Split
 from nasplat.data.folders import SUFFIXES, _shape
 from nasplat.data.images import ImageReader, naming
-from nasplat.data.tasks import MultiTaskDataset, TaskPart, make_dataset
+from nasplat.data.tasks import make_dataset
 
 _FILE_COLUMNS = ("file", "filename", "image", "path", "name")
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
@@ -61,7 +62,7 @@ def read_task_folder(
     train_size: int | None = None,
     validation_share: float = 0.2,
     split_seed: int = 0,
-) -> MultiTaskDataset:
+) -> Dataset:
     """A folder of images with a CSV file of their labels.
 
     Args:
@@ -101,7 +102,7 @@ def read_task_folder(
         made = _masks(read, name, folder, size, image_size is not None) if kind == "dense" else _cells(read, name, kind)
         found.append(made[0])
         labels[name] = made[1]
-    everything = TaskPart(images, labels)
+    everything = Split(images, task_labels=labels)
     parts = _split(read, everything)
     content = hashlib.sha256()
     for path in files:
@@ -257,7 +258,7 @@ def _masks(table: _Table, name: str, folder: Path, size: tuple[int, int], resize
     return Task(name, "dense", top + 1), labels
 
 
-def _split(table: _Table, everything: TaskPart) -> dict[str, TaskPart]:
+def _split(table: _Table, everything: Split) -> dict[str, Split]:
     if "split" not in table.header:
         return {"train": everything}
     rows: dict[str, list[int]] = {}

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.tasks import Task
+from nasplat.data.datasets import Dataset, Split
 from nasplat.data.files import read_idx
 from nasplat.data.images import ImageReader, naming
-from nasplat.data.pretexts import PRETEXTS, pretext_task
-from nasplat.data.tasks import MultiTaskDataset, TaskPart, make_dataset
+from nasplat.data.pretexts import PRETEXT_NAMES, pretext_task
+from nasplat.data.tasks import make_dataset
 
 _GARMENTS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -60,7 +61,7 @@ _DERIVED: dict[str, tuple[Task, Callable[[Tensor, Tensor], Tensor]]] = {
         lambda images, garments: (images[:, 0] > _INK).to(torch.int16),
     ),
 }
-FASHION_TASKS = (*_DERIVED, *PRETEXTS)
+FASHION_TASKS = (*_DERIVED, *PRETEXT_NAMES)
 
 
 def fashion_tasks(
@@ -70,11 +71,11 @@ def fashion_tasks(
     train_size: int | None = None,
     validation_share: float = 0.2,
     split_seed: int = 0,
-) -> MultiTaskDataset:
+) -> Dataset:
     """Fashion-MNIST (Xiao et al., 2017) with tasks derived from its ten classes and from its pixels.
 
     `garment` is the ten classes; `kind`, `sleeves` (of shirts and dresses missing) and the multi-label `covers` follow
-    from them; `symmetry` is a regression, `silhouette` is dense; `rotation` and `jigsaw` are pretexts.
+    from them; `symmetry` is a regression, `silhouette` is dense; `rotation`, `jigsaw` and `contrastive` are pretexts.
 
     Args:
         folder: with the four IDX files.
@@ -88,14 +89,16 @@ def fashion_tasks(
             f"Fashion-MNIST has no task {odd!r}", nearest(odd, FASHION_TASKS) + f"there are {', '.join(FASHION_TASKS)}"
         )
 
-    def part(images: Tensor, garments: Tensor) -> TaskPart:
-        return TaskPart(images, {name: _DERIVED[name][1](images, garments) for name in tasks if name in _DERIVED})
+    def part(images: Tensor, garments: Tensor) -> Split:
+        return Split(
+            images, task_labels={name: _DERIVED[name][1](images, garments) for name in tasks if name in _DERIVED}
+        )
 
     (train, train_labels), (test, test_labels) = _fashion(folder)
     shape = (int(train.shape[1]), int(train.shape[2]), int(train.shape[3]))
     return make_dataset(
         "fashion_tasks",
-        [pretext_task(name, shape) if name in PRETEXTS else _DERIVED[name][0] for name in tasks],
+        [pretext_task(name, shape) if name in PRETEXT_NAMES else _DERIVED[name][0] for name in tasks],
         part(train, train_labels),
         None,
         part(test, test_labels),
@@ -114,7 +117,7 @@ def fashion_pairs(
     validation_share: float = 0.2,
     split_seed: int = 0,
     seed: int = 0,
-) -> MultiTaskDataset:
+) -> Dataset:
     """Two garments in one frame: two classifications and where they are, after MultiMNIST (Sabour et al., Dynamic
     Routing Between Capsules, 2017) but side by side.
 
@@ -147,7 +150,7 @@ def fashion_pairs(
     )
 
 
-def _pairs(images: Tensor, garments: Tensor, count: int, rng: np.random.Generator) -> TaskPart:
+def _pairs(images: Tensor, garments: Tensor, count: int, rng: np.random.Generator) -> Split:
     size, frame = int(images.shape[2]), 32
     chosen = torch.from_numpy(rng.integers(len(images), size=(2, count)))
     down = torch.from_numpy(rng.integers(frame - size + 1, size=(2, count)))
@@ -160,7 +163,7 @@ def _pairs(images: Tensor, garments: Tensor, count: int, rng: np.random.Generato
         x = (across[side, :, None] + places)[:, None, :]
         frames[rows, 0, y, x] = images[chosen[side], 0]
     position = torch.stack([down[1] - down[0], across[1] - across[0]], dim=1).float()
-    return TaskPart(frames, {"left": garments[chosen[0]], "right": garments[chosen[1]], "position": position})
+    return Split(frames, task_labels={"left": garments[chosen[0]], "right": garments[chosen[1]], "position": position})
 
 
 def _fashion(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -185,7 +188,7 @@ def celeba(
     image_size: int | None = 64,
     train_size: int | None = None,
     split_seed: int = 0,
-) -> MultiTaskDataset:
+) -> Dataset:
     """CelebA (Liu et al., Deep Learning Face Attributes in the Wild, 2015), as torchvision leaves it in a folder.
 
     Args:
@@ -225,7 +228,7 @@ def celeba(
         )
         labels[name] = values[:, 0] if single else values.to(torch.int8)
     _, _, partition = _list_file(base / "list_eval_partition.txt", False, names)
-    everything = TaskPart(_celeba_images(base, names, image_size), labels)
+    everything = Split(_celeba_images(base, names, image_size), task_labels=labels)
     parts = [everything.select((partition[:, 0] == number).nonzero().flatten()) for number in range(3)]
     if not all(len(part) for part in parts):
         raise NasplatError(f"{base / 'list_eval_partition.txt'} leaves one of its three parts without images")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasplat.core.errors import NasplatError
-from nasplat.core.tasks import Task, check_tasks, encode, infer_kind, infer_task
+from nasplat.core.tasks import Task, check_several, encode, infer_kind, infer_task
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_tasks_that_cannot_be(arguments: tuple[object, ...], words: str) -> None
 def test_one_task_alone_and_two_of_one_name_are_told() -> None:
     one = Task("kind", "classification", 2)
     with pytest.raises(NasplatError, match="only one task, kind"):
-        check_tasks([one])
+        check_several([one])
     with pytest.raises(NasplatError, match="no task"):
-        check_tasks([])
+        check_several([])
     with pytest.raises(NasplatError, match="two tasks are named kind"):
-        check_tasks([one, one])
+        check_several([one, one])
 
 
 def test_columns_with_nothing_to_learn_are_told() -> None:

@@ -26,7 +26,7 @@ def test_cosines_are_exact(sizes: list[int], cosine: float, more: int, seed: int
 def labels_of(found: object) -> np.ndarray:
     parts = (found.dataset.train, found.dataset.validation, found.dataset.test)  # type: ignore[attr-defined]
     names = [task.name for task in found.dataset.tasks]  # type: ignore[attr-defined]
-    return torch.cat([torch.cat([part.labels[name].float() for name in names], 1) for part in parts]).numpy()
+    return torch.cat([torch.cat([part.task_labels[name].float() for name in names], 1) for part in parts]).numpy()
 
 
 def test_targets_correlate_within_groups_and_not_between() -> None:
@@ -41,7 +41,7 @@ def test_targets_correlate_within_groups_and_not_between() -> None:
 def test_classes_are_equally_frequent() -> None:
     found = related_tasks((1, 1), classes=4, count=400, image_size=15)
     parts = (found.dataset.train, found.dataset.validation, found.dataset.test)
-    labels = torch.cat([part.labels["group0_task0"] for part in parts])
+    labels = torch.cat([part.task_labels["group0_task0"] for part in parts])
     assert torch.bincount(labels).tolist() == [100] * 4
     assert [len(part) for part in parts] == [240, 80, 80]
 
@@ -60,7 +60,7 @@ def test_images_tell_what_the_tasks_ask() -> None:
     for name in ("train", "test"):
         part = getattr(found.dataset, name)
         assert isinstance(part.images, Tensor)
-        labels = torch.cat([part.labels[task.name] for task in found.dataset.tasks], 1)
+        labels = torch.cat([part.task_labels[task.name] for task in found.dataset.tasks], 1)
         data[name] = ((part.images.float() / 255 - found.dataset.mean[0]) / found.dataset.std[0], labels)
     torch.manual_seed(0)
     for module in network:

@@ -13,7 +13,7 @@ def test_a_shared_data_set_is_the_same_one_without_a_copy() -> None:
     dataset = load_dataset(Data(source="digits", train_size=100))
     arrays = to_arrays(dataset)
     assert arrays is not None
-    for images, labels in arrays["parts"].values():
+    for images, labels, _ in arrays["parts"].values():
         images.flags.writeable = labels.flags.writeable = False  # as they come from Ray's object store
     again = from_arrays(arrays)
     assert again.fingerprint == dataset.fingerprint and again.problem == dataset.problem

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from nasplat.core.errors import NasplatError
+from nasplat.core.experiment import Data
+from nasplat.data.datasets import load_dataset
 from nasplat.data.task_csv import read_task_folder
 
 HEADER = "file, kind, colours, weight, outline, split"
@@ -51,7 +53,7 @@ def test_a_folder_with_a_table_loads(tmp_path: Path) -> None:
     assert (len(found.train), len(found.validation), len(found.test)) == (8, 2, 2)
     images = found.train.images
     assert isinstance(images, Tensor) and images[:, 0, 0, 0].tolist() == [10 * number for number in range(8)]
-    labels = found.train.labels
+    labels = found.train.task_labels
     assert found.tasks[0].classes == ("bag", "shirt")
     assert labels["kind"].tolist() == [1, 0, 1, -1, 1, 0, 1, 0]
     assert labels["colours"].tolist()[:5] == [[1, 1], [0, 0], [1, 0], [1, 1], [-1, -1]]
@@ -70,7 +72,7 @@ def test_kinds_columns_and_sizes_can_be_given(tmp_path: Path) -> None:
         validation_share=0.3,
     )
     assert [(task.kind, task.size) for task in found.tasks] == [("classification", 11), ("dense", 3)]
-    assert found.input_shape == (1, 8, 8) and tuple(found.train.labels["outline"].shape[1:]) == (8, 8)
+    assert found.problem.input_shape == (1, 8, 8) and tuple(found.train.task_labels["outline"].shape[1:]) == (8, 8)
 
 
 def test_without_a_column_split_images_are_held_out(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_tasks_without_labels_and_one_task_only_are_told(tmp_path: Path) -> None
     with pytest.raises(NasplatError, match="task kind has no label at all"):
         read_task_folder(made)
     with pytest.raises(NasplatError, match="only one task, weight"):
-        read_task_folder(made, tasks=["weight"])
+        load_dataset(Data(path=str(made), tasks=("weight",)))
     with pytest.raises(NasplatError, match="did you mean 'weight'"):
         read_task_folder(made, tasks=["wieght", "outline"])
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.tasks import Task
+from nasplat.data.datasets import Dataset, Split
+from nasplat.data.loader import Loader
 from nasplat.data.pretexts import PRETEXTS, change, pretext_task
 from nasplat.data.task_sources import celeba, fashion_pairs, fashion_tasks
-from nasplat.data.tasks import MultiTaskDataset, TaskLoader, TaskPart, make_dataset
+from nasplat.data.tasks import check_augmentations, make_dataset, only_tasks
 from tests.data.helpers import NoWaiting, pictures, seeded
 
 FASHION = Path(__file__).resolve().parents[2] / "../shared/data/fashion_mnist"
@@ -43,22 +45,21 @@ def numbered(count: int = 40) -> tuple[Tensor, dict[str, Tensor]]:
     return images, labels
 
 
-def dataset(tasks: tuple[Task, ...] = (NUMBER, SHADE, MARKS, MAP), **options: object) -> MultiTaskDataset:
+def dataset(tasks: tuple[Task, ...] = (NUMBER, SHADE, MARKS, MAP), **options: object) -> Dataset:
     images, labels = numbered()
-    return make_dataset("numbered", tasks, TaskPart(images, labels), **options)  # type: ignore[arg-type]
+    return make_dataset("numbered", tasks, Split(images, task_labels=labels), **options)  # type: ignore[arg-type]
 
 
 def test_labels_stay_with_their_images() -> None:
     found = dataset()
     seen = []
     for name in ("train", "validation", "test"):
-        loader = TaskLoader(found, name, batch_size=8, device="cpu")  # type: ignore[arg-type]
+        loader = Loader(getattr(found, name), batch_size=8, device="cpu", mean=found.mean, std=found.std)
         for batch in (*loader.ordered(), *(loader.epoch(seeded()) if name == "train" else ())):
             pixel = batch.views[0][:, 0, 0, 0] * found.std[0] + found.mean[0]
             rows = (pixel * 255).round().long()
             there = rows % 5 != 0
-            labels = batch.labels
-            assert isinstance(labels, dict)
+            labels = batch.task_labels
             assert torch.equal(labels["number"], torch.where(there, rows % 4, -1))
             scale = found.tasks[1]
             shade = labels["shade"][:, 0].double() * scale.std[0] + scale.mean[0]
@@ -70,7 +71,7 @@ def test_labels_stay_with_their_images() -> None:
     assert sorted(seen) == list(range(40))  # each image in one part
 
 
-def loader_rows(found: MultiTaskDataset, name: str) -> Tensor:
+def loader_rows(found: Dataset, name: str) -> Tensor:
     images = getattr(found, name).images
     assert isinstance(images, Tensor)
     return images[:, 0, 0, 0]
@@ -78,7 +79,7 @@ def loader_rows(found: MultiTaskDataset, name: str) -> Tensor:
 
 def test_regressions_are_scaled_by_training_labels_alone() -> None:
     found = dataset()
-    shade = found.train.labels["shade"]
+    shade = found.train.task_labels["shade"]
     there = shade[~shade.isnan()].numpy()
     assert there.mean() == pytest.approx(0, abs=1e-6) and there.std() == pytest.approx(1, rel=1e-6)
     raw = np.array([row * 10 + 3 for row in loader_rows(found, "train").tolist() if row % 5])
@@ -94,14 +95,16 @@ def test_the_same_seed_splits_alike_and_sizes_are_kept() -> None:
 
 
 def test_a_single_task_can_be_taken_out_to_compare_with() -> None:
-    found = dataset().only(["shade"])
-    assert [task.name for task in found.tasks] == ["shade"] and set(found.train.labels) == {"shade"}
+    found = only_tasks(dataset(), ["shade"])
+    assert [task.name for task in found.tasks] == ["shade"] and set(found.train.task_labels) == {"shade"}
+    assert [output.name for output in found.problem.outputs] == ["shade"]
     with pytest.raises(NasplatError, match="no task 'shape'"):
-        found.only(["shape"])
+        only_tasks(found, ["shape"])
 
 
 def test_batches_do_not_wait_for_the_device() -> None:
-    loader = TaskLoader(dataset(), "train", batch_size=8, device="cpu")
+    found = dataset()
+    loader = Loader(found.train, batch_size=8, device="cpu", mean=found.mean, std=found.std)
     with NoWaiting():
         assert len(list(loader.epoch(seeded()))) == loader.batches_per_epoch == 3
 
@@ -124,19 +127,20 @@ def test_bad_labels_are_told_by_task(name: str, labels: Tensor | None, words: st
     images, good = numbered()
     bad = {key: value for key, value in {**good, name: labels}.items() if value is not None}
     with pytest.raises(NasplatError) as caught:
-        make_dataset("numbered", (NUMBER, SHADE, MARKS, MAP), TaskPart(images, bad))
+        make_dataset("numbered", (NUMBER, SHADE, MARKS, MAP), Split(images, task_labels=bad))
     assert words in str(caught.value) and name in str(caught.value)
 
 
-def test_one_task_only_is_told() -> None:
-    with pytest.raises(NasplatError, match="only one task, number"):
-        dataset((NUMBER,))
+def test_two_tasks_of_one_name_are_told() -> None:
+    with pytest.raises(NasplatError, match="two tasks are named number"):
+        dataset((NUMBER, NUMBER))
 
 
 def test_augmentations_that_leave_the_labels_of_pixels_behind_are_told() -> None:
     with pytest.raises(NasplatError, match="flip moves pixels, but not their labels, which task map has"):
-        TaskLoader(dataset(), "train", batch_size=8, device="cpu", augment=("flip",))
-    TaskLoader(dataset((NUMBER, SHADE)), "train", batch_size=8, device="cpu", augment=("flip",))
+        check_augmentations((NUMBER, MAP), ("color_jitter", "flip"))
+    check_augmentations((NUMBER, MAP), ("color_jitter",))
+    check_augmentations((NUMBER, SHADE), ("flip",))
 
 
 def test_rotation_is_numpys() -> None:
@@ -214,10 +218,10 @@ def test_celeba_loads_as_torchvision_leaves_it(tmp_path: Path) -> None:
         ("regression", 2),
     ]
     assert (len(found.train), len(found.validation), len(found.test)) == (6, 3, 3)
-    assert found.input_shape == (3, 8, 8)
-    assert found.train.labels["smile"].tolist() == [1, 0, 1, 0, 1, 0]
-    assert found.train.labels["rest"].tolist() == [[0, 1], [1, 1]] * 3
-    eye = found.test.labels["eye"].double() * torch.tensor(found.tasks[2].std) + torch.tensor(found.tasks[2].mean)
+    assert found.problem.input_shape == (3, 8, 8)
+    assert found.train.task_labels["smile"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert found.train.task_labels["rest"].tolist() == [[0, 1], [1, 1]] * 3
+    eye = found.test.task_labels["eye"].double() * torch.tensor(found.tasks[2].std) + torch.tensor(found.tasks[2].mean)
     torch.testing.assert_close(eye, torch.tensor([[16.0, 0], [17, -1], [18, -2]]), check_dtype=False, atol=1e-4, rtol=0)
     images = found.validation.images
     assert isinstance(images, Tensor) and abs(int(images[0, 0, 0, 0]) - 120) < 4
@@ -245,7 +249,7 @@ def test_celeba_with_something_wrong_is_told(tmp_path: Path) -> None:
 def test_tasks_of_fashion_mnist_follow_from_its_garments() -> None:
     names = ("garment", "kind", "sleeves", "covers", "symmetry", "silhouette", "rotation", "jigsaw")
     found = fashion_tasks(FASHION, names, train_size=500)
-    labels = found.train.labels
+    labels = found.train.task_labels
     by_name = {task.name: task for task in found.tasks}
     assert by_name["rotation"].size == 4 and by_name["rotation"].pretext == "rotation"
     assert set(labels) == set(names[:6])
@@ -269,13 +273,15 @@ def test_tasks_of_fashion_mnist_follow_from_its_garments() -> None:
 def test_pairs_lie_where_the_labels_say() -> None:
     found = fashion_pairs(FASHION, count=300, test_count=50)
     task = found.tasks[2]
-    raw = found.train.labels["position"].double() * torch.tensor(task.std) + torch.tensor(task.mean)
-    assert found.input_shape == (1, 32, 32)
+    raw = found.train.task_labels["position"].double() * torch.tensor(task.std) + torch.tensor(task.mean)
+    assert found.problem.input_shape == (1, 32, 32)
     assert raw[:, 0].abs().max() <= 18.01 and raw[:, 1].min() >= 14 and raw[:, 1].max() <= 18.01
     images = found.train.images
     assert isinstance(images, Tensor)
     # Bags fill their 14 rows nearly always: the rows where the halves' ink begins differ as the label says.
-    sneakers = (found.train.labels["left"] == 1) & (found.train.labels["right"] == 1)  # trousers: from top to bottom
+    sneakers = (found.train.task_labels["left"] == 1) & (
+        found.train.task_labels["right"] == 1
+    )  # trousers: from top to bottom
     for image, (down, _) in zip(images[sneakers, 0], raw[sneakers].tolist(), strict=True):
         tops = [int((half > 60).any(1).int().argmax()) for half in image.split(16, dim=1)]
         assert abs(tops[1] - tops[0] - down) <= 2
