@@ -20,7 +20,7 @@ from nasplat.compression.relaxed import RelaxedNetwork
 from nasplat.core.architecture import Architecture, fingerprint
 from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.spaces.pruning import PruningSpace
-from nasplat.training import checkpoint as files
+from nasplat.training.alternation import Alternation
 from nasplat.training.devices import repeatable
 
 if TYPE_CHECKING:
@@ -134,18 +134,18 @@ class _Search:
         if dataset.train.labels is None:
             raise NasplatError("a transformable search needs labels, and these data have none", "use another producer")
         self.space, self.dataset, self.target, self.settings = space, dataset, target, settings
-        self.device, self.seed, self.checkpoint = device, seed, checkpoint
+        self.device, self.seed = device, seed
         self.halves = _halves(dataset, seed)
         self.relaxed = RelaxedNetwork(space)
         self.relaxed.network.to(device)
-        self.logits = list(self.relaxed.logits.values())
+        logits, rate = self.relaxed.logits, settings.architecture_lr
         self.weights = torch.optim.SGD(
             self.relaxed.network.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay
         )
-        self.choices = torch.optim.Adam(self.logits, settings.architecture_lr, betas=(0.5, 0.999), weight_decay=1e-3)
+        self.choices = torch.optim.Adam(logits.values(), rate, betas=(0.5, 0.999), weight_decay=1e-3)
         self.generator = torch.Generator().manual_seed(seed)
         self.snapshots: list[Snapshot] = []
-        self.identity = fingerprint(
+        identity = fingerprint(
             {
                 "space": space.fingerprint,
                 "data": dataset.fingerprint,
@@ -153,6 +153,9 @@ class _Search:
                 "seed": seed,
                 "settings": {name: getattr(settings, name) for name in Settings.__dataclass_fields__},
             }
+        )
+        self.turns = Alternation(
+            self.relaxed.network, logits, self.weights, self.choices, self.generator, identity, checkpoint
         )
 
     def run(self, on_epoch: Callable[[Snapshot], None]) -> tuple[Snapshot, ...]:
@@ -177,17 +180,11 @@ class _Search:
         return tuple(self.snapshots)
 
     def _step(self, optimiser: torch.optim.Optimizer, batch: Batch, temperature: float) -> None:
-        """One step of the weights, or of the probabilities, whose gradients alone are then worked out."""
-        of_choices = optimiser is self.choices
         self.relaxed.take(self.relaxed.draw(temperature, self.generator), self.device)
         loss = self._loss(batch)
-        if of_choices and (sign := self._side()):
+        if optimiser is self.choices and (sign := self._side()):
             loss = loss + sign * self.settings.penalty * self.relaxed.expected_macs().log().to(loss)
-        learning = self.logits if of_choices else list(self.relaxed.network.parameters())
-        for parameter, gradient in zip(learning, torch.autograd.grad(loss, learning, allow_unused=True), strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(learning, 5.0)
-        optimiser.step()
+        self.turns.step(optimiser, loss)
 
     def _loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -240,37 +237,12 @@ class _Search:
         with torch.no_grad():
             expected = float(self.relaxed.expected_macs())
         self.snapshots.append(Snapshot(epoch, settled, self.space.known(settled)["macs"], expected, loss))
-        if self.checkpoint is None:
-            return
-        tensors = files.module_tensors("network", self.relaxed.network)
-        tensors |= {f"logits.{name}": one for name, one in self.relaxed.logits.items()}
-        tensors |= files.optimiser_tensors("weights", self.weights) | files.optimiser_tensors("choices", self.choices)
-        tensors["generator"] = self.generator.get_state()
-        tensors["torch"] = torch.get_rng_state()  # of dropout in the network
-        plain = [
-            {"epoch": one.epoch, "values": dict(one.architecture.values), "expected": one.expected, "loss": one.loss}
-            for one in self.snapshots
-        ]
-        files.write(self.checkpoint, tensors, {"identity": self.identity, "snapshots": plain})
+        kept = [{"epoch": one.epoch, "expected": one.expected, "loss": one.loss} for one in self.snapshots]
+        values = [{"values": dict(one.architecture.values)} for one in self.snapshots]
+        self.turns.save([{**one, **other} for one, other in zip(kept, values, strict=True)])
 
     def _restore(self) -> None:
-        found = None if self.checkpoint is None else files.read(self.checkpoint)
-        if found is None:
-            return
-        tensors, record = found
-        if record["identity"] != self.identity:
-            raise NasplatError(f"{self.checkpoint} is of another search", "remove it, or choose another folder")
-        prefix = "network."
-        state = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
-        self.relaxed.network.load_state_dict(state)
-        with torch.no_grad():
-            for name, logits in self.relaxed.logits.items():
-                logits.copy_(tensors[f"logits.{name}"])
-        files.restore_optimiser("weights", self.weights, tensors)
-        files.restore_optimiser("choices", self.choices, tensors)
-        self.generator.set_state(tensors["generator"])
-        torch.set_rng_state(tensors["torch"])
-        for one in record["snapshots"]:
+        for one in self.turns.restore():
             architecture = self.space.canonical(one["values"])
             macs = self.space.known(architecture)["macs"]
             self.snapshots.append(Snapshot(one["epoch"], architecture, macs, one["expected"], one["loss"]))
