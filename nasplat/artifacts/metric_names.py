@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Literal
 
-Unit = Literal["percent", "count", "bytes", "milliseconds", "seconds", "number"]
+Unit = Literal["percent", "change", "count", "bytes", "milliseconds", "seconds", "number"]
 
 # Metric -> what it is called, and what it is measured in. Others go by their own name.
 METRICS: dict[str, tuple[str, Unit]] = {
@@ -18,6 +18,14 @@ METRICS: dict[str, tuple[str, Unit]] = {
     "original_macs": ("MACs of the original", "count"),
     "original_params": ("Parameters of the original", "count"),
     "original_test_accuracy": ("Test accuracy of the original", "percent"),
+    "delta_m": ("Gain over single tasks", "change"),
+    "mean_average_precision": ("Mean average precision", "percent"),
+    "mean_accuracy": ("Mean accuracy", "percent"),
+    "mean_iou": ("Mean IoU", "percent"),
+    "pixel_accuracy": ("Pixel accuracy", "percent"),
+    "rmse": ("RMSE", "number"),
+    "mse": ("MSE", "number"),
+    "r2": ("R²", "number"),
     "peak_bytes": ("Peak activations", "bytes"),
     "latency": ("Latency", "milliseconds"),
     "latency_spread": ("Spread of latency", "milliseconds"),
@@ -31,15 +39,28 @@ METRICS: dict[str, tuple[str, Unit]] = {
 
 
 def label(metric: str) -> str:
-    """What a metric is called: `Parameters` for `params`; a user's own, `module:function`, has its function's name."""
+    """What a metric is called: `Parameters` for `params`, and `hair: accuracy` for `hair.accuracy`.
+
+    A user's own, `module:function`, has its function's name.
+    """
     if ":" in metric:
         return metric.rpartition(":")[2]
+    task, _, name = metric.rpartition(".")
+    if task:
+        named = label(name)
+        return f"{task}: {named if named.isupper() else named[0].lower() + named[1:]}"
     return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ").capitalize()
+
+
+def prefixed(prefix: str, metric: str) -> str:
+    """A metric under a longer name, such as `test_accuracy` of `accuracy`, and `hair.test_accuracy` of a task's own."""
+    task, dot, name = metric.rpartition(".")
+    return f"{task}{dot}{prefix}_{name}"
 
 
 def unit(metric: str) -> Unit:
     """What a metric is measured in; of others the last word of the name tells, so that `top5_accuracy` is a share."""
-    name = metric.rpartition(":")[2]
+    name = metric.rpartition(":")[2].rpartition(".")[2]
     if name in METRICS:
         return METRICS[name][1]
     return METRICS.get(name.rpartition("_")[2], ("", "number"))[1]
@@ -52,6 +73,8 @@ def text(metric: str, value: float) -> str:
     match unit(metric):
         case "percent":
             return f"{100 * value:.2f} %"
+        case "change":
+            return f"{100 * value:+.2f} %"
         case "count":
             return _scaled(value, ["", " k", " M", " G", " T"])
         case "bytes":

@@ -22,7 +22,7 @@ from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.problem import Output
 from nasplat.networks.stages import Cut
 
-POOLED = ("classification", "multi_label", "regression")  # pooled features, and one linear layer
+POOLED = ("classification", "multi_label", "regression", "contrastive")  # pooled features, and one linear layer
 KINDS = (*POOLED, "dense", "embedding")
 
 
@@ -210,6 +210,17 @@ class BranchedNetwork(nn.Module):
                 advice = f"{nearest(name, self.names)}its tasks are {', '.join(self.names)}"
                 raise NasplatError(f"the network has no task {name!r}", advice)
         return sorted({self.names.index(name) for name in names})
+
+
+def part(network: nn.Module, tasks: Sequence[str]) -> nn.Module:
+    """What some tasks need of a network: of several tasks a `BranchedNetwork`, of one its own network alone.
+
+    Raises:
+        NasplatError: a network that is no `BranchedNetwork`, or no such task.
+    """
+    if not isinstance(network, BranchedNetwork):
+        raise NasplatError(f"{type(network).__name__} has no tasks that could be left out", "leave out the tasks")
+    return network.alone(tasks[0]) if len(tasks) == 1 else network.only(tasks)
 
 
 def _stage(layer: int, name: str) -> str:

@@ -19,8 +19,10 @@ from nasplat.core.experiment import Train
 from nasplat.core.problem import Problem
 from nasplat.training.distillation_features import attention, check_path, hint, relation, seen, watched
 from nasplat.training.distillation_logits import Pace, decoupled, logit_mse, soft_logits, specialists
+from nasplat.training.distillation_tasks import DistilledTasks
 from nasplat.training.evaluate import evaluation_loader
 from nasplat.training.features import device_of, evaluating
+from nasplat.training.multi_task import tasks_objective
 from nasplat.training.teachers import Teachers, answer, check_agreement
 
 if TYPE_CHECKING:
@@ -192,8 +194,8 @@ def distillation(
     teachers: Sequence[nn.Module] = (),
     kept: Mapping[str, Sequence[int]] | None = None,
     device: torch.device | None = None,
-) -> Distilled:
-    """The objective that teaches a network.
+) -> Distilled | DistilledTasks:
+    """The objective that teaches a network; one for several tasks where the data have them.
 
     Args:
         train: with its section `distill`.
@@ -209,6 +211,8 @@ def distillation(
     settings = train.distill
     assert settings is not None
     networks = list(teachers) or [load_teacher(one) for one in settings.teachers]
+    if dataset.tasks:
+        return DistilledTasks(tasks_objective(train, dataset), settings, networks, network)
     found = Distilled(settings, train.label_smoothing, dataset.problem, networks, network, kept or {})
     if settings.cache:
         place = device or device_of(network)

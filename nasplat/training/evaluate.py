@@ -33,6 +33,7 @@ from nasplat.core.user_function import load_function
 from nasplat.training.devices import memory_guard
 from nasplat.training.features import evaluating
 from nasplat.training.latency import latencies
+from nasplat.training.multi_task_metrics import delta_m, judge_tasks
 from nasplat.training.probes import extract_features, knn, linear_probe
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def judge(
 ) -> dict[str, float]:
     """The metrics of a trained network that are measured, not counted.
 
-    Those of the probe (`accuracy`, and of the linear probe also `probe_mean` and `probe_spread` over its learning
-    rates); `latency` and `latency_spread` in milliseconds at batch 1 where the score names `latency`; metrics
+    Of several tasks each one's as `task.metric`, and `delta_m` where `score.single_task` is known. Of one task
+    those of the probe (`accuracy`, and of the linear probe also `probe_mean` and `probe_spread` over its learning
+    rates). `latency` and `latency_spread` in milliseconds at batch 1 where the score names `latency`; metrics
     of a user's own where it names them. `macs` and the like come from the architecture, not from here.
 
     Raises:
@@ -96,7 +98,12 @@ def judge(
     named = (*score.maximise, *score.minimise)
     with memory_guard("judging"), evaluating(network):
         network.to(device)
-        metrics = _probe(network, dataset, score, device, split, seed)
+        if dataset.tasks:
+            metrics = judge_tasks(network, evaluation_loader(dataset, split, device), dataset.tasks, seed)
+            if score.single_task:
+                metrics["delta_m"] = delta_m(dataset.tasks, metrics, score.single_task)
+        else:
+            metrics = _probe(network, dataset, score, device, split, seed)
         if "latency" in named:
             (measured,) = latencies((network,), dataset.problem.input_shape, device)
             metrics |= {"latency": measured.median, "latency_spread": measured.spread}

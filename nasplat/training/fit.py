@@ -79,6 +79,10 @@ def objective_of(
         original: of a pruned network the one that it was, its teacher where the settings name none.
         kept: see `nasplat.training.distillation.distillation`.
     """
+    if settings.distill is None and dataset.tasks and settings.objective == "supervised":
+        from nasplat.training.multi_task import tasks_objective
+
+        return tasks_objective(settings, dataset)
     if settings.distill is None:
         return make_objective(settings, dataset.problem, len(dataset.train))
     from nasplat.training.distillation import distillation
@@ -99,6 +103,7 @@ def training_loader(
     """Shuffled, augmented batches with the views that the objective asks for, in the memory format of the device."""
     from nasplat.data.augment import default_augmentations
     from nasplat.data.loader import Loader
+    from nasplat.data.tasks import check_augmentations
 
     augment = settings.augment
     if augment is None:
@@ -106,6 +111,9 @@ def training_loader(
         if ":" in named:  # a user's own: what suits those of ours that look at as many views
             named = "supervised" if objective.views == 1 else "simclr"
         augment = default_augmentations(named, dataset.problem.input_shape)
+        if any(task.kind == "dense" for task in dataset.tasks):
+            augment = ()
+    check_augmentations(dataset.tasks, augment)
     return Loader(
         dataset.train,
         batch_size=settings.batch_size,

@@ -6,6 +6,7 @@
 | multi_label    | mean_average_precision, mean_accuracy                                  | mean_average_precision   |
 | regression     | rmse and mse (in the units of the labels as they were given), r2       | rmse, lower is better    |
 | dense          | mean_iou, pixel_accuracy                                               | mean_iou                 |
+| contrastive    | accuracy: the copy of an image is found among a batch of others        | accuracy                 |
 
 Missing labels are left out everywhere. A metric of a task is named `task.metric`.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.core.tasks import Task
@@ -26,15 +28,23 @@ from nasplat.training.features import device_of, evaluating
 from nasplat.training.multi_task import task_labels, task_outputs
 
 if TYPE_CHECKING:
-    from nasplat.data.tasks import TaskLoader
+    from nasplat.data.loader import Loader
 
-MAIN_METRIC: dict[str, str] = {
-    "classification": "accuracy",
-    "multi_label": "mean_average_precision",
-    "regression": "rmse",
-    "dense": "mean_iou",
+METRICS_OF: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy",),
+    "multi_label": ("mean_average_precision", "mean_accuracy"),
+    "regression": ("rmse", "mse", "r2"),
+    "dense": ("mean_iou", "pixel_accuracy"),
+    "contrastive": ("accuracy",),
 }
+MAIN_METRIC = {kind: metrics[0] for kind, metrics in METRICS_OF.items()}
 LOWER_IS_BETTER = frozenset({"rmse", "mse"})
+
+
+def main_metrics(tasks: Sequence[Task], metrics: Mapping[str, float]) -> dict[str, float]:
+    """The one metric of each task that counts in delta_m, as `task.metric`."""
+    names = [f"{task.name}.{MAIN_METRIC[task.kind]}" for task in tasks]
+    return {name: metrics[name] for name in names}
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
@@ -112,7 +122,7 @@ def dense_metrics(matrix: Tensor) -> dict[str, float]:
     }
 
 
-def judge_tasks(network: nn.Module, loader: TaskLoader, tasks: Sequence[Task], seed: int = 0) -> dict[str, float]:
+def judge_tasks(network: nn.Module, loader: Loader, tasks: Sequence[Task], seed: int = 0) -> dict[str, float]:
     """The metrics of every task, in eval mode, over all images of a loader.
 
     Args:
@@ -136,6 +146,12 @@ def judge_tasks(network: nn.Module, loader: TaskLoader, tasks: Sequence[Task], s
                     changed, labels[task.name] = change(task.pretext, images, generator)
                     outputs |= task_outputs(network, changed, (task.name,))
                 output, wanted = outputs[task.name].float(), labels[task.name].to(device)
+                if task.kind == "contrastive":  # it is a classification among the images of the batch
+                    itself = task_outputs(network, images, (task.name,))[task.name].float()
+                    output = F.normalize(output, dim=1) @ F.normalize(itself, dim=1).T
+                    right = output.argmax(1) == wanted
+                    seen[task.name].append((output.isfinite().all(), torch.stack([right.sum(), (~right).sum()])))
+                    continue
                 if task.kind == "dense":  # all outputs of all pixels would be too much to keep
                     seen[task.name].append((output.isfinite().all(), confusion(output, wanted)))
                 else:
@@ -148,9 +164,9 @@ def judge_tasks(network: nn.Module, loader: TaskLoader, tasks: Sequence[Task], s
 
 
 def _of_task(task: Task, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
-    if task.kind == "dense":
-        finite, matrix = torch.stack(list(outputs)).all(), torch.stack(list(labels)).sum(0)
-        some = matrix.sum() > 0
+    if task.kind in ("dense", "contrastive"):
+        finite, counts = torch.stack(list(outputs)).all(), torch.stack(list(labels)).sum(0)
+        some = counts.sum() > 0
     else:
         output, wanted = torch.cat(list(outputs)), torch.cat(list(labels))
         finite = output.isfinite().all()
@@ -159,6 +175,8 @@ def _of_task(task: Task, outputs: Sequence[Tensor], labels: Sequence[Tensor]) ->
         raise TrialFailed(f"the outputs of task {task.name} are not finite", "a smaller lr keeps them so")
     if not some:
         raise NasplatError(f"task {task.name} has no label among these images", "label some of them")
+    if task.kind == "contrastive":
+        return {"accuracy": (counts[0] / counts.sum()).item()}
     if task.kind == "classification":
         return {"accuracy": accuracy(output, wanted)}
     if task.kind == "multi_label":
@@ -166,7 +184,7 @@ def _of_task(task: Task, outputs: Sequence[Tensor], labels: Sequence[Tensor]) ->
             "mean_average_precision": mean_average_precision(output, wanted),
             "mean_accuracy": mean_accuracy(output, wanted),
         }
-    return regression_metrics(task, output, wanted) if task.kind == "regression" else dense_metrics(matrix)
+    return regression_metrics(task, output, wanted) if task.kind == "regression" else dense_metrics(counts)
 
 
 def delta_m(tasks: Sequence[Task], metrics: Mapping[str, float], single: Mapping[str, float]) -> float:

@@ -16,13 +16,15 @@ from torch.nn import functional as F
 
 from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.core.tasks import Task
+from nasplat.data.datasets import Dataset, Split
+from nasplat.data.loader import Batch, Loader
 from nasplat.data.pretexts import pretext_task
-from nasplat.data.tasks import MultiTaskDataset, TaskLoader, TaskPart, make_dataset
+from nasplat.data.tasks import make_dataset
 from nasplat.training.loop import train
 from nasplat.training.multi_task import MultiTask, task_loss
 from nasplat.training.task_weighting import WEIGHTINGS, GradNorm, Uncertainty
 from tests.data.helpers import NoWaiting, seeded
-from tests.training.toys import ToyBatch, ToyLoader, settings
+from tests.training.toys import ToyLoader, settings
 
 SHAPE = (3, 8, 8)
 KIND, MARKS, SIZE, MAP = TASKS = (
@@ -69,18 +71,18 @@ def labels(count: int, missing: float = 0.3, seed: int = 0) -> dict[str, Tensor]
     }
 
 
-def batch(count: int = 16, missing: float = 0.3, seed: int = 0) -> ToyBatch:
+def batch(count: int = 16, missing: float = 0.3, seed: int = 0) -> Batch:
     images = torch.randn(count, *SHAPE, generator=seeded(seed + 100))
     found: Any = labels(count, missing, seed)
-    return ToyBatch((images,), found, torch.arange(count))
+    return Batch((images,), None, torch.arange(count), found)
 
 
-def dataset(count: int = 160) -> MultiTaskDataset:
+def dataset(count: int = 160) -> Dataset:
     toys = ToyLoader(count)
     images = (toys.images * 40 + 128).clamp(0, 255).to(torch.uint8)
     found = labels(count)
     found["kind"] = torch.where(found["kind"] < 0, -1, toys.labels)
-    return make_dataset("toys", TASKS, TaskPart(images, found))
+    return make_dataset("toys", TASKS, Split(images, task_labels=found))
 
 
 @hypothesis_settings(deadline=None, max_examples=30)
@@ -110,8 +112,8 @@ def test_losses_are_torchs_own_on_the_labels_that_are_there(missing: float, seed
 
 def test_a_batch_without_a_label_of_a_task_teaches_it_nothing() -> None:
     network, made = Branched(TASKS), batch()
-    made.labels["size"].fill_(float("nan"))  # type: ignore[index]
-    made.labels["kind"].fill_(-1)  # type: ignore[index]
+    made.task_labels["size"].fill_(float("nan"))  # type: ignore[index]
+    made.task_labels["kind"].fill_(-1)  # type: ignore[index]
     for weighting in WEIGHTINGS:
         objective = MultiTask(TASKS, SHAPE, weighting)
         extra = objective.module(network)
@@ -156,7 +158,7 @@ def test_uncertainty_finds_its_closed_form_optimum() -> None:
     assert value == pytest.approx(wanted, rel=1e-4)
 
 
-def norms_of(network: Branched, objective: MultiTask, extra: nn.Module, made: ToyBatch) -> np.ndarray:
+def norms_of(network: Branched, objective: MultiTask, extra: nn.Module, made: Batch) -> np.ndarray:
     """Norms of the gradients of the weighted losses on the last shared layer, by torch alone."""
     losses, _ = objective.losses(network, made, seeded())
     raw: Any = extra.weighting
@@ -172,7 +174,7 @@ def norms_of(network: Branched, objective: MultiTask, extra: nn.Module, made: To
 
 def test_gradnorm_with_alpha_0_makes_gradients_equal() -> None:
     made = batch(missing=0.2)
-    made.labels["size"].mul_(10)  # type: ignore[index]  # its gradient is far larger than the others'
+    made.task_labels["size"].mul_(10)  # type: ignore[index]  # its gradient is far larger than the others'
     network = Branched(TASKS)
     objective = MultiTask(TASKS, SHAPE, "gradnorm", {"alpha": 0.0})
     extra = objective.module(network)
@@ -259,7 +261,7 @@ def test_a_network_learns_its_tasks(weighting: str) -> None:
     tasks = (*found.tasks, pretext_task("rotation", SHAPE))
     network = Branched(tasks)
     objective = MultiTask(tasks, SHAPE, weighting)
-    loader: Any = TaskLoader(found, "train", batch_size=16, device="cpu")
+    loader = Loader(found.train, batch_size=16, device="cpu", mean=found.mean, std=found.std)
     extra = objective.module(network)
     made = next(iter(loader.ordered()))
     before, _ = objective.losses(network, made, seeded())
@@ -276,7 +278,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path: Any) -
     ends = []
     for pauses in ((), (0.5,)):
         network, objective = Branched(TASKS), MultiTask(TASKS, SHAPE, "gradnorm")
-        loader: Any = TaskLoader(found, "train", batch_size=16, device="cpu")
+        loader = Loader(found.train, batch_size=16, device="cpu", mean=found.mean, std=found.std)
         for until in (*pauses, 1.0):
             train(
                 network, objective, loader, settings(epochs=2), device=torch.device("cpu"), seed=0,
@@ -308,7 +310,10 @@ def test_a_pretext_is_trained_on_images_of_its_own() -> None:
     ]
     assert all(turned)
     alone = MultiTask((rotation, pretext_task("jigsaw", SHAPE)), SHAPE)
-    assert not alone.needs_labels and MultiTask(tasks, SHAPE).needs_labels
+    unlabelled = Batch(made.views, None, made.indices)
+    assert alone.losses(Branched(alone.tasks), unlabelled, seeded())[1].all()
+    with pytest.raises(NasplatError, match="no labels by task"):
+        objective.losses(Branched(tasks), unlabelled, seeded())
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_task() -> None:
@@ -351,4 +356,4 @@ def test_what_cannot_be_is_told() -> None:
     with pytest.raises(NasplatError, match="one output without a name"):
         objective.losses(bare, batch(), seeded())
     with pytest.raises(NasplatError, match="no labels by task"):
-        objective.losses(Branched(TASKS), ToyBatch(batch().views, torch.zeros(16), torch.arange(16)), seeded())
+        objective.losses(Branched(TASKS), Batch(batch().views, torch.zeros(16), torch.arange(16)), seeded())

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from nasplat.core.errors import NasplatError, TrialFailed
 from nasplat.core.tasks import Task
+from nasplat.data.datasets import Split
+from nasplat.data.loader import Loader
 from nasplat.data.pretexts import pretext_task
-from nasplat.data.tasks import TaskLoader, TaskPart, make_dataset
+from nasplat.data.tasks import make_dataset
 from nasplat.training.multi_task_metrics import (
     accuracy,
     confusion,
@@ -156,8 +158,8 @@ def test_a_network_that_knows_everything_is_given_full_marks() -> None:
         "size": torch.where(missing, float("nan"), rows.float())[:, None],
         "map": (images[:, 0] % 3).to(torch.int16),
     }
-    found = make_dataset("known", tasks, TaskPart(images, labels))
-    loader = TaskLoader(found, "train", batch_size=7, device="cpu")
+    found = make_dataset("known", tasks, Split(images, task_labels=labels))
+    loader = Loader(found.train, batch_size=7, device="cpu", mean=found.mean, std=found.std)
     network = Knowing(found.std[0], found.mean[0]).train()
     values = judge_tasks(network, loader, found.tasks)
     assert set(values) == {
