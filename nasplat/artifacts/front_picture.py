@@ -180,7 +180,7 @@ def _ticks(axis: _Axis) -> list[float]:
 
 def _short(metric: str, value: float) -> str:
     """A tick's number, without zeros that say nothing."""
-    if metric_names.unit(metric) == "percent":
+    if metric_names.unit(metric) in ("percent", "change"):
         return f"{round(100 * value, 4):g} %"
     number, _, suffix = metric_names.text(metric, value).partition(" ")
     if "." in number:

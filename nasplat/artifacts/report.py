@@ -170,7 +170,8 @@ class ReportData:
         for goal in self.goals:
             if goal.metric in (metric, metric.removeprefix("test_")):
                 return goal.direction
-        return "maximize" if metric_names.unit(metric) == "percent" else "minimize"
+        better = metric_names.unit(metric) in ("percent", "change") or metric.endswith(".r2")
+        return "maximize" if better else "minimize"
 
 
 def write_report(data: ReportData, path: Path | str) -> None:

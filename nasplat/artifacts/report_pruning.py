@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasplat.artifacts.files import write_text
-from nasplat.artifacts.metric_names import text
+from nasplat.artifacts.metric_names import label, text
 from nasplat.artifacts.report_parts import listing
 from nasplat.artifacts.widths_picture import bars_svg
 from nasplat.core.drawing import Bar, Bars
@@ -46,8 +46,8 @@ class PruningReport:
     Args:
         name: of the pruning.
         model: what was pruned, in words.
-        stages: the columns `title`, `macs`, `params`, `accuracy_cut`, `accuracy` of the original, of every step, and of
-            the result; what was not measured is None.
+        stages: the columns `title`, `macs`, `params`, `metrics`, and `cut`, the metrics before fine-tuning, of the
+            original, of every step, and of the result; what was not measured is empty.
         layers: in the order of the network.
         latencies: by batch size.
         untouched: groups of channels that stayed whole, how many they are, and why.
@@ -103,8 +103,10 @@ def _tiles(report: PruningReport) -> str:
         (f"{last[name] / first[name]:.1%}", f"of the {words}: {text(name, last[name])}")
         for name, words in (("macs", "MACs"), ("params", "parameters"))
     ]
-    if first["accuracy"] is not None and last["accuracy"] is not None:
-        tiles.append((f"{last['accuracy']:.2%}", f"accuracy; it was {first['accuracy']:.2%}"))
+    tiles += [
+        (text(name, value), f"{label(name).lower()}; it was {text(name, first['metrics'][name])}")
+        for name, value in last["metrics"].items()
+    ]
     tiles += [
         (f"{row.after[0] / row.before[0]:.0%}", f"of the time at batch {row.batch}: {row.after[0]:.2f} ms")
         for row in report.latencies
@@ -124,14 +126,18 @@ def _widths(report: PruningReport) -> str:
 
 
 def _stages(report: PruningReport) -> str:
+    names = tuple(report.stages[0]["metrics"])
     rows = "".join(
         f"<tr><td>{escape(str(stage['title']))}</td>"
         + _cells(text("macs", stage["macs"]), text("params", stage["params"]))
-        + _cells(*("" if stage[key] is None else f"{stage[key]:.2%}" for key in ("accuracy_cut", "accuracy")))
+        + _cells(
+            *(" → ".join(text(name, one[name]) for one in (stage["cut"], stage["metrics"]) if one) for name in names)
+        )
         + "</tr>"
         for stage in report.stages
     )
-    return _table("steps", "Steps", "", ("", "MACs", "Parameters", "Accuracy when cut", "Accuracy"), rows)
+    lead = "On test images: when cut → after fine-tuning." if any(stage["cut"] for stage in report.stages) else ""
+    return _table("steps", "Steps", lead, ("", "MACs", "Parameters", *map(label, names)), rows)
 
 
 def _latencies(report: PruningReport) -> str:

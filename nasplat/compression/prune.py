@@ -11,25 +11,26 @@ pruned.module  # an ordinary ResNet of torchvision with other widths
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from nasplat.artifacts.metric_names import label, text
 from nasplat.artifacts.weights import load_into, read_metadata, save_weights
-from nasplat.compression.images import BATCH, batches, labelled, recalibrated, test_accuracy, why_not_judged
-from nasplat.compression.importance import cross_entropy, importance
+from nasplat.compression.images import BATCH, batches, losses, recalibrated, test_metrics, why_not_judged
 from nasplat.compression.selection import Selection, largest_fast_enough, select
 from nasplat.compression.sparsity import sparse_objective
+from nasplat.compression.task_importance import importance_to_all, sum_of
 from nasplat.core.architecture import fingerprint
 from nasplat.core.channel_cost import graph_cost
 from nasplat.core.channel_graph import ChannelGraph, Frozen
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Train
-from nasplat.core.pruning import FROM_DATA, Pruning, Sparsity
+from nasplat.core.pruning import FROM_DATA, FROM_LOSS, Pruning, Sparsity
 from nasplat.core.pruning_groups import chosen_groups
 from nasplat.networks.channel_tracer import trace_channels
 from nasplat.networks.pruning_proof import prove
@@ -56,15 +57,15 @@ class Stage:
     Args:
         title: `original`, `without 2 blocks`, `step 1` …
         macs: at batch 1.
-        accuracy: on the test images; None without labelled images.
-        accuracy_cut: the same before fine-tuning; None where nothing was fine-tuned.
+        metrics: on the test images: `accuracy`, or of several tasks the main metric of each; empty without labels.
+        cut: the same before fine-tuning; empty where nothing was fine-tuned.
     """
 
     title: str
     macs: int
     params: int
-    accuracy: float | None = None
-    accuracy_cut: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cut: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class _Run:
         self.judged = unjudged is None
         if unjudged is not None:
             self.notes.append(f"the accuracy was not measured: {unjudged}")
-        self._stage("original", whole, self._accuracy())
+        self._stage("original", whole, self._metrics())
         limits = _absolute(self.settings, whole)
         if self.settings.blocks:
             graph = self._remove_blocks(graph)
@@ -197,10 +198,10 @@ class _Run:
             else:
                 selection = choose(step)
             self._cut(graph, selection)
-            cut = self._accuracy() if settings.train is not None else None
+            cut = self._metrics() if settings.train is not None else {}
             if settings.train is not None:
                 self._fit(f"step-{step}", _share(settings.train, step, settings.steps))
-            self._stage(f"step {step}", (selection.macs, selection.params), self._accuracy(), cut)
+            self._stage(f"step {step}", (selection.macs, selection.params), self._metrics(), cut)
         if not selection.met and budget.latency is None:
             names = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
             self.notes.append(
@@ -250,10 +251,12 @@ class _Run:
     def _scores(self, graph: ChannelGraph) -> dict[str, Any]:
         groups = chosen_groups(graph, self.settings.structures, self.settings.only, self.settings.leave)
         chosen = self.settings.importance
-        found_in = self._images(chosen.images) if chosen.criterion in FROM_DATA else ()
+        # Criteria of the loss take squares of a batch's sum: of small batches more is left.
+        size = SMALL_BATCH if chosen.criterion in FROM_LOSS else BATCH
+        found_in = self._images(chosen.images, size) if chosen.criterion in FROM_DATA else []
         self.network.to(self.device)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        found = importance(self.network, graph, chosen, batches=found_in, generator=generator)
+        found = importance_to_all(self.network, graph, chosen, losses(self.dataset), found_in, generator)
         self.network.to("cpu")
         for group in groups:
             if group.name not in found:
@@ -289,8 +292,8 @@ class _Run:
         found: list[str] = []
         for _ in range(wanted):  # one after the other: what one block does depends on the others
             left = [block.name for block in blocks if block.name not in found]
-            seen = self._labelled() if self.judged else None
-            scores = block_importance(self.network.to(self.device), left, seen, cross_entropy)
+            seen = self._images(BLOCK_IMAGES) if self.judged else None
+            scores = block_importance(self.network.to(self.device), left, seen, sum_of(losses(self.dataset)))
             worst = min(scores, key=lambda name: scores[name])
             self.network = remove_blocks(self.network.cpu(), [worst], self.inputs)
             found.append(worst)
@@ -298,10 +301,10 @@ class _Run:
         self._recalibrate()
         graph = trace_channels(self.network, self.inputs)
         title = f"without {', '.join(found)}"
-        cut = self._accuracy()
+        cut = self._metrics()
         if self.settings.train is not None and self.settings.budget.macs is None:
             self._fit("blocks", self.settings.train)
-            self._stage(title, graph_cost(graph, {}), self._accuracy(), cut)
+            self._stage(title, graph_cost(graph, {}), self._metrics(), cut)
         else:
             self._stage(title, graph_cost(graph, {}), cut)
         return graph
@@ -321,7 +324,7 @@ class _Run:
             {} if doomed is None else doomed.keep,
         )
         self._fit("sparsity", settings, objective)
-        self._stage("sparse", graph_cost(graph, {}), self._accuracy())
+        self._stage("sparse", graph_cost(graph, {}), self._metrics())
         return doomed or choose(1)
 
     def _fit(self, name: str, settings: Train, objective: Any = None) -> None:
@@ -356,34 +359,28 @@ class _Run:
         load_into(self.network, path)
         self.watch.say(f"{path.stem}: trained before")
 
-    def _images(self, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _images(self, count: int, size: int = BATCH) -> list[tuple[Tensor, Any]]:
         assert self.dataset is not None
-        # taylor and hessian take squares of a batch's sum: of small batches more is left.
-        size = SMALL_BATCH if self.settings.importance.criterion in ("taylor", "hessian") else BATCH
-        return batches(self.dataset, count, self.device, self.settings.seed, size)
-
-    def _labelled(self) -> list[tuple[Tensor, Tensor]]:
-        assert self.dataset is not None
-        return labelled(self.dataset, BLOCK_IMAGES, self.device, self.settings.seed)
+        return list(batches(self.dataset, count, self.device, self.settings.seed, size))
 
     def _recalibrate(self) -> None:
         if self.dataset is not None and self.settings.recalibrate:
             recalibrated(self.network, self.dataset, self.device, self.settings.seed)
 
-    def _accuracy(self) -> float | None:
+    def _metrics(self) -> dict[str, float]:
         if self.dataset is None or not self.judged:
-            return None
-        return test_accuracy(self.network, self.dataset, self.device)
+            return {}
+        return test_metrics(self.network, self.dataset, self.device)
 
     def _stage(
-        self, title: str, cost: tuple[int, int], accuracy: float | None, accuracy_cut: float | None = None
+        self, title: str, cost: tuple[int, int], metrics: Mapping[str, float], cut: Mapping[str, float] | None = None
     ) -> None:
-        self.stages.append(Stage(title, cost[0], cost[1], accuracy, accuracy_cut))
+        self.stages.append(Stage(title, cost[0], cost[1], metrics, cut or {}))
         known = [
             f"{cost[0] / self.stages[0].macs:.1%} of the MACs, {cost[1] / self.stages[0].params:.1%} of the params"
         ]
-        known += [] if accuracy_cut is None else [f"accuracy {accuracy_cut:.2%} when cut"]
-        known += [] if accuracy is None else [f"accuracy {accuracy:.2%}"]
+        known += [f"{label(name)} {text(name, value)} when cut" for name, value in (cut or {}).items()]
+        known += [f"{label(name)} {text(name, value)}" for name, value in metrics.items()]
         self.watch.say(f"{title}: {', '.join(known)}")
 
 

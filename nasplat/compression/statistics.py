@@ -13,8 +13,8 @@ from nasplat.core.channel_graph import ChannelGraph, Group, Member
 from nasplat.core.errors import NasplatError
 from nasplat.training.features import device_of
 
-Batches = Iterable[tuple[Tensor, Tensor | None]]
-Loss = Callable[[Any, Tensor], Tensor]
+Batches = Iterable[tuple[Tensor, Any]]  # images, and what the loss wants besides outputs: None where it is not known
+Loss = Callable[[Any, Any], Tensor]
 Scores = Mapping[str, Sequence[Tensor]]  # by group, what each of its parts says: (atoms,); nothing, or one or more
 
 
@@ -27,7 +27,7 @@ class Evidence:
         graph: of that model.
         parameters: by name; tied ones under all their names.
         owners: by name of a parameter, the module that it belongs to.
-        batches: images and labels.
+        batches: images, and what the loss compares outputs with.
         loss: of outputs and labels.
         generator: where the criterion draws.
     """
@@ -101,8 +101,10 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def inputs_of(evidence: Evidence, labels_for: str | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def inputs_of(evidence: Evidence, labels_for: str | None = None) -> Iterator[tuple[Tensor, Any]]:
     """The batches on the model's device and, where they are no integers, in its type of numbers.
+
+    What a loss compares with is moved where it is a tensor, and otherwise taken as it is.
 
     Args:
         labels_for: criterion that cannot do without labels.
@@ -119,7 +121,7 @@ def inputs_of(evidence: Evidence, labels_for: str | None = None) -> Iterator[tup
                 "give labels, or choose activation, chip or hrank, which need none",
             )
         images = images.to(device, dtype) if images.is_floating_point() else images.to(device)
-        yield images, None if labels is None else labels.to(device)
+        yield images, labels.to(device) if isinstance(labels, Tensor) else labels
 
 
 class RunningMeans:

@@ -14,7 +14,8 @@ class Network(Section):
 
     model: str = Field(
         description="module:function that makes it, such as torchvision.models:resnet18; a folder that nasplat prune "
-        "wrote; in nasplat distill also RUN/ARCH, an architecture of a search"
+        "wrote; in nasplat distill also RUN/ARCH, an architecture of a search (RUN/ARCH-final as nasplat train "
+        "trained it)"
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="given to that function by name")
     checkpoint: str | None = Field(None, description="its trained weights: .pth, .pt or .safetensors")

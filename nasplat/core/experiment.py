@@ -22,6 +22,11 @@ class Data(Section):
     path: str | None = Field(
         None, description="a folder of class folders, an .npz, or a folder with the data set's files"
     )
+    tasks: Literal["all"] | tuple[str, ...] | dict[str, str | tuple[str, ...] | None] | None = Field(
+        None,
+        description="several tasks for one network: columns of a CSV file of labels (or kinds by column), attributes "
+        "of celeba, tasks of fashion_mnist, or `labels`; and pretexts: rotation, jigsaw, colours, contrastive",
+    )
     labels: bool = Field(True, description="false: do not read or use labels, even where there are some")
     train_size: int | None = Field(None, ge=1, description="use only so many training images, drawn with split_seed")
     validation: float = Field(0.2, gt=0, lt=1, description="share of the training images that is held out")
@@ -75,6 +80,10 @@ class Train(Section):
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget over which the learning rate rises")
     clip_norm: float | None = Field(5.0, gt=0, description="largest norm of the gradient")
+    weighting: str = Field("hand", description="of the losses of several tasks: hand, uncertainty, or gradnorm")
+    weighting_options: dict[str, Any] = Field(
+        default_factory=dict, description="hand: weights by task; gradnorm: alpha, shared"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0 is off")
     temperature: float | None = Field(None, gt=0, description="default: 0.2 for simclr, 0.07 for memory_bank")
@@ -121,6 +130,11 @@ class Score(Section):
     maximise: tuple[str, ...] = ("accuracy",)
     minimise: tuple[str, ...] = ("macs", "params")
     knn: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+    single_task: dict[str, float] = Field(
+        default_factory=dict,
+        description="metrics by task.metric of networks of one task, which delta_m is relative to; default: such "
+        "networks are trained before the search",
+    )
 
     @model_validator(mode="after")
     def _no_metric_twice(self) -> Score:
@@ -194,7 +208,8 @@ class Search(Section):
     produce: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="what proposes architectures before the strategy does, with its options: of a pruning space "
-        "uniform, ranked, sensitivity, transformable",
+        "uniform, ranked, sensitivity, transformable; of branching shared, separate, hand, random_trees, affinity, "
+        "bmtas, learning_to_branch",
     )
     early_stopping: EarlyStopping | None = None
     screen: Screen | None = None
@@ -255,6 +270,16 @@ class Experiment(Section):
     search: Search = Field(default_factory=lambda: Search())
     run: Run = Field(default_factory=lambda: Run())
     final: Final = Field(default_factory=lambda: Final())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_tasks_are_scored_together(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("data"), dict) or not values["data"].get("tasks"):
+            return values
+        score = values.get("score")
+        if score is None or (isinstance(score, dict) and "maximise" not in score):
+            return {**values, "score": {"maximise": ("delta_m",), **(score or {})}}
+        return values
 
     @property
     def tabular(self) -> bool:

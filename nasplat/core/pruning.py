@@ -23,8 +23,9 @@ Criterion = Literal[
     "chip",
     "hrank",
 ]
-# These look at images; the others at weights alone.
-FROM_DATA: tuple[Criterion, ...] = ("taylor", "hessian", "activation", "chip", "hrank")
+FROM_LOSS: tuple[Criterion, ...] = ("taylor", "hessian")
+# These look at images, those before at the loss on them; the others at weights alone.
+FROM_DATA: tuple[Criterion, ...] = (*FROM_LOSS, "activation", "chip", "hrank")
 Structure = Literal["channels", "mlp", "heads", "head_width"]
 STRUCTURES: tuple[Structure, ...] = ("channels", "mlp", "heads", "head_width")
 
@@ -108,7 +109,10 @@ class PruningFile(Pruning):
     """From a trained network to a smaller one: a pruning, and what it is done to."""
 
     name: str = Field("pruning", pattern=r"^[\w.-]+$")
-    model: str = Field(description="module:function that makes the network, such as torchvision.models:resnet18")
+    model: str = Field(
+        description="module:function that makes the network, such as torchvision.models:resnet18; or RUN/ARCH, an "
+        "architecture of a search (RUN/ARCH-final as nasplat train trained it), with the images of that run"
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="given to that function by name")
     checkpoint: str | None = Field(None, description="its trained weights: .pth, .pt or .safetensors")
     input: tuple[int, int, int] | None = Field(
@@ -118,6 +122,6 @@ class PruningFile(Pruning):
 
     @model_validator(mode="after")
     def _images_where_they_are_needed(self) -> PruningFile:
-        if self.needs_images and self.data is None:
+        if self.needs_images and self.data is None and ":" in self.model:
             raise ValueError(f"{self.needs_images} needs images: give data")
         return self

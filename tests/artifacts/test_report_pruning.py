@@ -26,8 +26,14 @@ class _Balanced(HTMLParser):
 
 def report(**changes: object) -> PruningReport:
     stages = [
-        {"title": "original", "macs": 1000, "params": 100, "accuracy_cut": None, "accuracy": 0.9},
-        {"title": "step 1", "macs": 500, "params": 60, "accuracy_cut": 0.5, "accuracy": 0.89},
+        {"title": "original", "macs": 1000, "params": 100, "metrics": {"test_accuracy": 0.9}, "cut": {}},
+        {
+            "title": "step 1",
+            "macs": 500,
+            "params": 60,
+            "metrics": {"test_accuracy": 0.89},
+            "cut": {"test_accuracy": 0.5},
+        },
     ]
     layers = [LayerRow(f"layer{n}.<conv>", "Conv2d", (64, 30 + n), (500, 250), (50, 25)) for n in range(20)]
     latencies = [LatencyRow(1, (2.0, 0.1), (1.5, 0.1))]
@@ -43,7 +49,10 @@ def test_every_layer_and_number_is_on_the_page(tmp_path: Path) -> None:
     assert "a &amp; b" in page and "<conv>" not in page and "a &lt;reason&gt;" in page
     assert all(f"layer{n}.&lt;conv&gt;" in page and f"64 → {30 + n}" in page for n in range(20))
     assert (
-        "50.0%" in page and "89.00%" in page and "75%" in page and "http" not in page.replace("http://www.w3.org", "")
+        "50.0%" in page
+        and "50.00 % → 89.00 %" in page
+        and "75%" in page
+        and "http" not in page.replace("http://www.w3.org", "")
     )
     assert 'class="note"' not in page
 

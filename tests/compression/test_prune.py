@@ -70,8 +70,8 @@ def test_half_the_network_reads_digits_as_well_after_fine_tuning() -> None:
     first, last = found.stages[0], found.stages[-1]
     cost = count(found.module, (1, 8, 8))
     assert (cost.macs, cost.params) == (last.macs, last.params) and 0.495 <= last.macs / first.macs <= 0.5
-    assert first.accuracy is not None and last.accuracy is not None and last.accuracy_cut is not None
-    assert first.accuracy > 0.95 and last.accuracy > 0.95 and last.accuracy_cut < last.accuracy
+    assert first.metrics["accuracy"] > 0.95 and last.metrics["accuracy"] > 0.95
+    assert last.cut["accuracy"] < last.metrics["accuracy"]
     assert found.proofs["float64"] <= 1e-9 and not found.notes
     assert all(torch.equal(value, before[name]) for name, value in trained().state_dict().items())
 
@@ -90,7 +90,7 @@ def test_a_good_criterion_keeps_more_than_chance() -> None:
 
     def accuracy(criterion: str, seed: int = 0) -> float:
         found = pruned(importance={"criterion": criterion}, budget={"macs": 0.5}, seed=seed)
-        return found.stages[-1].accuracy or 0.0
+        return found.stages[-1].metrics["accuracy"]
 
     chance = sum(accuracy("random", seed) for seed in range(4)) / 4
     for criterion in ("group_norm", "l2", "taylor"):
@@ -101,7 +101,7 @@ def test_little_by_little_ends_at_the_same_size() -> None:
     found = pruned(steps=3, train=TRAIN, budget={"macs": 0.3, "params": 0.4})
     shares = [stage.macs / found.stages[0].macs for stage in found.stages[1:]]
     assert len(shares) == 3 and shares == sorted(shares, reverse=True) and shares[-1] <= 0.3
-    assert len(found.operations) == 3 and (found.stages[-1].accuracy or 0) > 0.9
+    assert len(found.operations) == 3 and found.stages[-1].metrics["accuracy"] > 0.9
     cost = count(found.module, (1, 8, 8))
     assert cost.macs == found.stages[-1].macs and cost.params <= 0.4 * found.stages[0].params
 
@@ -115,14 +115,14 @@ def test_training_for_sparsity_makes_the_cut_cheaper(kind: str) -> None:
     plain = pruned(importance={"criterion": criterion}, recalibrate=False, budget={"macs": 0.6})
     sparse = pruned(importance={"criterion": criterion}, recalibrate=False, budget={"macs": 0.6}, sparsity=sparsity)
     assert sparse.stages[1].title == "sparse"
-    assert (sparse.stages[-1].accuracy or 0) > (plain.stages[-1].accuracy or 0) + 0.02
+    assert sparse.stages[-1].metrics["accuracy"] > plain.stages[-1].metrics["accuracy"] + 0.02
 
 
 def test_whole_blocks_go_and_the_rest_is_cut_to_the_budget() -> None:
     found = pruned(blocks=1, budget={"macs": 0.4}, train=TRAIN)
     assert isinstance(found.operations[0], tuple) and len(found.operations[0]) == 1
     assert sum(isinstance(module, nn.Identity) for module in found.module.modules()) == 1
-    assert found.stages[-1].macs <= 0.4 * found.stages[0].macs and (found.stages[-1].accuracy or 0) > 0.9
+    assert found.stages[-1].macs <= 0.4 * found.stages[0].macs and found.stages[-1].metrics["accuracy"] > 0.9
 
 
 def test_a_network_is_made_as_fast_as_asked() -> None:
@@ -165,7 +165,7 @@ def test_a_module_of_one_s_own_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_without_images_the_weights_alone_decide() -> None:
     found = pruned(data=False)
-    assert found.stages[-1].accuracy is None and "not measured" in found.notes[0]
+    assert not found.stages[-1].metrics and "not measured" in found.notes[0]
     with pytest.raises(NasplatError, match="taylor needs images"):
         pruned(data=False, importance={"criterion": "taylor"})
 

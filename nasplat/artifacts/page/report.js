@@ -14,6 +14,7 @@
   // Size and sign of the units of an axis, small ones first; written as everywhere: 98 %, 100 k, 16 kB, 3 ms.
   const units = {
     percent: [[0.01, " %"]],
+    change: [[0.01, " %"]],
     count: [[1, ""], [1e3, " k"], [1e6, " M"], [1e9, " G"], [1e12, " T"]],
     bytes: [[1, " B"], [1e3, " kB"], [1e6, " MB"], [1e9, " GB"], [1e12, " TB"]],
     milliseconds: [[1e-3, " µs"], [1, " ms"], [1e3, " s"]],
