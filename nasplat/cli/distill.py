@@ -98,15 +98,19 @@ def weights_of(objective: str | None) -> dict[str, float] | None:
 
 
 def _print(console: Console, outcome: Outcome) -> None:
-    from nasplat.artifacts.metric_names import text
+    from nasplat.artifacts.metric_names import label, text
 
     console.print()
-    columns = ("MACs", "params", "accuracy", "agreement")
+    names = tuple(outcome.rows[-1].metrics)
+    agree = outcome.rows[-1].agreement is not None
+    columns = ("MACs", "params", *(label(name).lower() for name in names), *["agreement"] * agree)
     table = plain_table("on test images", *columns, right=columns)
     for row in outcome.rows:
-        shares = ("" if share is None else f"{share:.2%}" for share in (row.accuracy, row.agreement))
+        shares = [text(name, row.metrics[name]) if name in row.metrics else "" for name in names]
+        shares += ["" if row.agreement is None else f"{row.agreement:.2%}"] * agree
         table.add_row(row.title, text("macs", row.macs), text("params", row.params), *shares)
     print_table(console, table)
-    console.print("agreement: how often it says what the teachers together say", style="dim")
+    if agree:
+        console.print("agreement: how often it says what the teachers together say", style="dim")
     console.print()
     print_next(console, {name: str(path) for name, path in outcome.paths.items()})

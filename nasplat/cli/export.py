@@ -22,6 +22,10 @@ def export(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the front, best on the first goal first.")] = 1,
     final: Annotated[bool, typer.Option("--final", help="The networks that `nasplat train` trained.")] = False,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Of several tasks only this; once a task. One alone has one output."),
+    ] = None,
 ) -> None:
     """Write networks as architecture JSON, safetensors, ONNX and torch.export, with a model card.
 
@@ -30,6 +34,7 @@ def export(
     from nasplat.jobs.export import FORMATS
     from nasplat.jobs.export import export as run_export
 
-    folders = run_export(target, top=top, formats=tuple(formats or FORMATS), final=final, say=typer.echo)
+    chosen = tuple(formats or FORMATS)
+    folders = run_export(target, top=top, formats=chosen, final=final, tasks=tuple(task or ()), say=typer.echo)
     for folder in folders:
         typer.echo(f"wrote    {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

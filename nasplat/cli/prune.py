@@ -22,7 +22,8 @@ def prune(
         Path | None, typer.Argument(metavar="FILE", help="A pruning file; options change what it says.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="module:function that makes the network, such as torchvision.models:resnet18.")
+        str | None,
+        typer.Option(help="module:function that makes the network, such as torchvision.models:resnet18; or RUN/ARCH."),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Its trained weights: .pth, .pt or .safetensors.")] = None,
     data: Annotated[
@@ -83,20 +84,21 @@ def prune(
 
 
 def _print(console: Console, outcome: Outcome) -> None:
-    from nasplat.artifacts.metric_names import text
+    from nasplat.artifacts.metric_names import label, text
 
     console.print()
-    columns = ("MACs", "params", "accuracy when cut", "accuracy")
+    stages = outcome.pruned.stages
+    columns = ("MACs", "params", *(label(name).lower() for name in stages[0].metrics))
     table = plain_table("", *columns, right=columns)
-    for stage in outcome.pruned.stages:
-        table.add_row(
-            stage.title,
-            text("macs", stage.macs),
-            text("params", stage.params),
-            "" if stage.accuracy_cut is None else f"{stage.accuracy_cut:.2%}",
-            "" if stage.accuracy is None else f"{stage.accuracy:.2%}",
+    for stage in stages:
+        # Before and after fine-tuning, where there was one.
+        shares = (
+            " → ".join(text(name, one[name]) for one in (stage.cut, stage.metrics) if one) for name in stages[0].metrics
         )
+        table.add_row(stage.title, text("macs", stage.macs), text("params", stage.params), *shares)
     print_table(console, table)
+    if any(stage.cut for stage in stages):
+        console.print("on test images: when cut → after fine-tuning", style="dim")
     console.print()
     table = plain_table("milliseconds a forward pass", "before", "after", "", right=("before", "after", ""))
     for batch, (before, after) in outcome.latencies.items():

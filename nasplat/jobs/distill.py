@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nasplat.artifacts.environment import machine, versions
 from nasplat.artifacts.files import write_json
+from nasplat.artifacts.metric_names import label, prefixed, text
 from nasplat.core.distillation_file import DistillationFile
 from nasplat.jobs.claim import claim
 
@@ -32,14 +33,14 @@ class Row:
     """A network as it was measured on the test images.
 
     Args:
-        accuracy: None without labels.
-        agreement: share of the images of which it says the same class as the teachers together.
+        metrics: `accuracy`, or of several tasks the main metric of each; empty without labels.
+        agreement: share of the images of which it says the same class as the teachers together; None of several tasks.
     """
 
     title: str
     macs: int
     params: int
-    accuracy: float | None
+    metrics: Mapping[str, float]
     agreement: float | None
 
 
@@ -73,7 +74,7 @@ def distill(
     import torch
 
     from nasplat.artifacts.weights import load_into, read_metadata, save_weights
-    from nasplat.compression.images import test_accuracy, why_not_judged
+    from nasplat.compression.images import test_metrics, why_not_judged
     from nasplat.data.datasets import load_dataset
     from nasplat.jobs.trained import open_network
     from nasplat.networks.counter import count
@@ -99,7 +100,7 @@ def distill(
         say(f"the accuracy is not measured: {unjudged}")
     objective = distillation(settings.train, dataset, student.module, teachers=teachers, device=device)
     specialists = any(one.classes is not None for one in settings.distill.teachers)
-    answers = None if specialists else _answers(teachers, dataset, device)
+    answers = None if specialists or dataset.tasks else _answers(teachers, dataset, device)
 
     def row(title: str, network: nn.Module) -> Row:
         costs = count(network, dataset.problem.input_shape)
@@ -107,9 +108,10 @@ def distill(
         agreement = None
         if answers is not None:
             agreement = float((_answers([network], dataset, device) == answers).float().mean())
-        accuracy = test_accuracy(network, dataset, device) if judged else None
-        found = Row(title, costs.macs, costs.params, accuracy, agreement)
-        say(f"{title}: {'' if accuracy is None else f'accuracy {accuracy:.2%}, '}{costs.macs:,} MACs")
+        metrics = test_metrics(network, dataset, device) if judged else {}
+        found = Row(title, costs.macs, costs.params, metrics, agreement)
+        told = [f"{label(name).lower()} {text(name, value)}" for name, value in metrics.items()]
+        say(f"{title}: {', '.join([*told, f'{costs.macs:,} MACs'])}")
         return found
 
     rows = [row(f"teacher {one.model}", net) for one, net in zip(settings.distill.teachers, teachers, strict=True)]
@@ -174,11 +176,13 @@ def _write(
     write_json(directory / RESULTS, results)
     last = rows[-1]
     metrics: dict[str, float] = {"macs": last.macs, "params": last.params}
-    if last.accuracy is not None:
-        metrics["test_accuracy"] = last.accuracy
+    metrics |= {prefixed("test", name): value for name, value in last.metrics.items()}
     notes = [
         f"Taught by {one.title.removeprefix('teacher ')}"
-        + ("." if one.accuracy is None else f", whose test accuracy is {one.accuracy:.2%}.")
+        + "".join(
+            f"; {label(prefixed('test', name)).lower()}: {text(name, value)}" for name, value in one.metrics.items()
+        )
+        + "."
         for one in rows
         if one.title.startswith("teacher")
     ]

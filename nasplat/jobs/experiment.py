@@ -34,9 +34,11 @@ METRICS = (
     "probe_spread",
     "loss",
     "train_seconds",
+    "delta_m",
 )
 KNOWN_NAMES: Mapping[Location, tuple[str, ...]] = {
     ("train", "objective"): ("supervised", "simclr", "memory_bank"),
+    ("train", "weighting"): ("hand", "uncertainty", "gradnorm"),
     ("train", "augment"): ("crop", "flip", "resized_crop", "color_jitter", "grey", "blur", "cutout", "rotation"),
     ("score", "probe"): ("none", "linear", "knn"),
 }
@@ -129,7 +131,7 @@ def _check_metrics(experiment: Experiment, source: YamlFile) -> None:
     else:
         known, others = METRICS, "or module:function of your own"
     for location, name in places:
-        if name not in known:
+        if name not in known and not ("." in name and experiment.data.tasks):
             raise NasplatError(
                 f"{source.place(location)}: {dotted(location[:2])}: there is no metric {name!r}",
                 f"{nearest(name, known)}allowed: {', '.join(known)}, {others}",
@@ -261,12 +263,16 @@ def with_files(network: AnyNetwork, source: YamlFile, location: Location) -> Any
     if network.checkpoint is not None:
         updates["checkpoint"] = str(found_file(network.checkpoint, source, (*location, "checkpoint")))
     if ":" not in network.model:
-        parent = find_file(str(Path(network.model).parent), source.path)
-        if parent is not None and RunDirectory(parent).experiment.is_file():
-            updates["model"] = str(parent / Path(network.model).name)
-        else:
-            updates["model"] = str(found_file(network.model, source, (*location, "model")))
+        updates["model"] = in_run(network.model, source) or str(found_file(network.model, source, (*location, "model")))
     return network.model_copy(update=updates)
+
+
+def in_run(name: str, source: YamlFile) -> str | None:
+    """RUN/ARCH with the absolute path of the run; None where there is no such run."""
+    parent = find_file(str(Path(name).parent), source.path)
+    if parent is None or not RunDirectory(parent).experiment.is_file():
+        return None
+    return str(parent / Path(name).name)
 
 
 def family_parameters(family: str) -> tuple[str, ...]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.metric_names import counted
 from nasplat.artifacts.recipe import SCRIPT_TEXT
 from nasplat.artifacts.run_directory import short
+from nasplat.core.architecture import Architecture
 from nasplat.core.cost import COSTS
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Data
@@ -18,9 +19,12 @@ from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import FINAL, final_network, read_confirmation
 from nasplat.jobs.experiment import to_plain
 from nasplat.jobs.runs import Candidate, Run, is_run, open_trained_run
+from nasplat.spaces.families import NETWORK_OF, network_arguments
 from nasplat.spaces.pruning import PruningSpace
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from nasplat.artifacts.model_card import Description
     from nasplat.data.datasets import Dataset
 
@@ -33,6 +37,7 @@ class _Source:
 
     candidate: Candidate
     space: SearchSpace
+    spec: Mapping[str, Any]
     weights: Path
     digest: str
     metrics: dict[str, float]
@@ -47,6 +52,7 @@ def export(
     top: int = 1,
     formats: Sequence[str] = FORMATS,
     final: bool = False,
+    tasks: Sequence[str] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:
     """Exports the best of a run's front, or one architecture of it.
@@ -56,6 +62,7 @@ def export(
         top: of a run: how many, the best on the first goal first.
         formats: of `FORMATS`; architecture.json and the model card are always written.
         final: the networks that `nasplat train` trained on the full schedule, in place of those of the search.
+        tasks: of networks for several tasks those that are wanted, with only what they need; one alone has one output.
 
     Returns:
         The folder of every exported network.
@@ -69,10 +76,11 @@ def export(
         chosen: Sequence[Candidate] = _confirmed(run) if final else run.front
         if not chosen:
             raise NasplatError(f"{target} has no front yet", f"{command('status', target)} tells how far its search is")
-        return export_candidates(run, chosen[:top], formats=formats, final=final, say=say)
+        return export_candidates(run, chosen[:top], formats=formats, final=final, tasks=tasks, say=say)
     if is_run(target.parent):
         run = open_trained_run(target.parent)
-        return export_candidates(run, [run.candidate(target.name)], formats=formats, final=final, say=say)
+        chosen = [run.candidate(target.name)]
+        return export_candidates(run, chosen, formats=formats, final=final, tasks=tasks, say=say)
     raise NasplatError(
         f"{target} is neither a run nor an architecture of one", "for instance runs/quickstart, or runs/quickstart/7"
     )
@@ -84,6 +92,7 @@ def export_candidates(
     *,
     formats: Sequence[str] = FORMATS,
     final: bool = False,
+    tasks: Sequence[str] = (),
     dataset: Dataset | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:
@@ -92,6 +101,8 @@ def export_candidates(
     from nasplat.artifacts.export import export as write
     from nasplat.artifacts.model_card import ModelCard
     from nasplat.artifacts.weights import load_into
+    from nasplat.networks.branched import part
+    from nasplat.networks.counter import count
     from nasplat.search.evaluate import load_data
 
     dataset = dataset or load_data(run.experiment.data)
@@ -101,7 +112,16 @@ def export_candidates(
         architecture = source.space.canonical(candidate.architecture.values)
         network = source.space.build(architecture)
         load_into(network, source.weights, source.digest)
-        name = candidate.name + FINAL * final
+        name = "-".join([candidate.name + FINAL * final, *tasks])
+        outputs = tasks or tuple(output.name for output in run.space.problem.outputs)
+        shape = run.space.problem.input_shape
+        metrics = {key: value for key, value in source.metrics.items() if key not in COSTS}
+        if tasks:
+            network = part(network, tasks)
+            counts = count(network, shape)
+            of_tasks = {key: value for key, value in metrics.items() if key.rpartition(".")[0] in tasks}
+            metrics = {"macs": counts.macs, "params": counts.params, **of_tasks}
+        description, options = _description(source, architecture, network, tasks)
         card = ModelCard(
             name=run.experiment.name,
             data={
@@ -112,8 +132,8 @@ def export_candidates(
                 "fingerprint": short(dataset.fingerprint),
             },
             seed=source.seed,
-            cost=source.space.cost(architecture),
-            metrics={key: value for key, value in source.metrics.items() if key not in COSTS},
+            cost=None if tasks else source.space.cost(architecture),
+            metrics=metrics,
             versions=versions(),
             space={key: value for key, value in source.space.identity.items() if key != "problem"},
             training=source.training,
@@ -125,24 +145,37 @@ def export_candidates(
             searched=candidate.architecture.digest,
             notes=(source.note,),
         )
-        outputs = tuple(output.name for output in run.space.problem.outputs)
         say(f"exporting {name}")
         folder = run.files.exports / name
-        description: Description = architecture
-        options = {}
-        if isinstance(source.space, PruningSpace):
-            description, options = source.space.recipe(architecture, network), {"script": SCRIPT_TEXT}
-        write(network, description, run.space.problem.input_shape, folder, formats, card, outputs, **options)
+        write(network, description, shape, folder, formats, card, outputs, **options)
         folders.append(folder)
     return folders
+
+
+def _description(
+    source: _Source, architecture: Architecture, network: nn.Module, tasks: Sequence[str]
+) -> tuple[Description, dict[str, str]]:
+    """What the files say of a network, and the script that makes it again where the description alone does not."""
+    from nasplat.networks.rebuild import make_recipe
+
+    if tasks:
+        problem = source.space.problem
+        arguments = {**network_arguments(source.spec, problem, architecture.values), "tasks": list(tasks)}
+        recipe = make_recipe(network, network, (), problem.input_shape, NETWORK_OF, arguments)
+        return recipe, {"script": SCRIPT_TEXT}
+    if isinstance(source.space, PruningSpace):
+        return source.space.recipe(architecture, network), {"script": SCRIPT_TEXT}
+    return architecture, {}
 
 
 def _searched(run: Run, candidate: Candidate) -> _Source:
     from nasplat.search.seeds import candidate_seed
 
+    assert isinstance(run.experiment.space, dict)
     return _Source(
         candidate=candidate,
         space=run.space,
+        spec=run.experiment.space,
         weights=candidate.folder.weights,
         digest=candidate.architecture.digest,
         metrics=dict(candidate.metrics),
@@ -163,6 +196,7 @@ def _trained(run: Run, candidate: Candidate) -> _Source:
     return _Source(
         candidate=candidate,
         space=space,
+        spec=confirmation.settings["space"],
         weights=run.directory / row.weights,
         digest=row.final_digest,
         metrics={name: one.mean for name, one in row.metrics.items()},

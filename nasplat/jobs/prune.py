@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasplat.artifacts.environment import machine, versions
+from nasplat.artifacts.metric_names import prefixed
 from nasplat.core.errors import NasplatError
 from nasplat.core.pruning import PruningFile
 from nasplat.jobs.claim import claim
+from nasplat.jobs.trained import as_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +73,7 @@ def prune(
     from nasplat.data.datasets import load_dataset
     from nasplat.networks.user_model import make_model
 
+    settings = as_function(settings)
     claim(directory, settings, SETTINGS, "pruning")
     original = make_model(settings.model, settings.arguments).eval()
     warnings = []
@@ -169,8 +172,8 @@ def _write(
         "original_macs": first.macs,
         "original_params": first.params,
     }
-    if first.accuracy is not None and last.accuracy is not None:
-        metrics |= {"test_accuracy": last.accuracy, "original_test_accuracy": first.accuracy}
+    metrics |= {prefixed("test", name): value for name, value in last.metrics.items()}
+    metrics |= {prefixed("original_test", name): value for name, value in first.metrics.items()}
     card = ModelCard(
         name=settings.name,
         data={} if dataset is None else {"source": dataset.name, "fingerprint": dataset.fingerprint},

@@ -15,6 +15,7 @@ from nasplat.jobs.experiment import (
     check_names,
     find_file,
     found_file,
+    in_run,
     no_empty_sections,
     override,
     text_keys,
@@ -41,8 +42,11 @@ def load_pruning(path: Path | None, overrides: Iterable[str] = ()) -> PruningFil
     updates: dict[str, Any] = {}
     if settings.checkpoint is not None:
         updates["checkpoint"] = str(found_file(settings.checkpoint, source, ("checkpoint",)))
+    if ":" not in settings.model:
+        updates["model"] = in_run(settings.model, source) or settings.model
     if "name" not in source.data:
-        updates["name"] = settings.model.rpartition(":")[2] if path is None else source.path.stem
+        function = settings.model.rpartition(":")[2]  # torchvision.models:resnet18 is resnet18, runs/mine/12 is mine-12
+        updates["name"] = "-".join(Path(function).parts[-2:]) if path is None else source.path.stem
     return settings.model_copy(update=updates)
 
 

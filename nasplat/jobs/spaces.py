@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Option
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.problem import classification
+from nasplat.core.problem import Output, Problem, classification
 from nasplat.core.space import SearchSpace
 from nasplat.jobs.experiment import add_user_code, find_file, read_space
 from nasplat.jobs.yaml_file import read_yaml, shown
@@ -49,7 +50,7 @@ def ready_spaces() -> Iterator[ReadySpace]:
 
     for path in _ready_files():
         spec = read_yaml(path).data
-        space = make_space(spec, classification((3, 32, 32), 10))
+        space = make_space(spec, _problem(spec, (3, 32, 32), 10))
         first_line = path.read_text(encoding="utf-8").splitlines()[0]
         about = first_line.lstrip("# ").split(":")[0] if first_line.startswith("#") else ""
         yield ReadySpace(path.stem, len(space.choices), space.count(), about)
@@ -69,7 +70,8 @@ def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) 
 
     path = _find(file)
     add_user_code(path)
-    space = make_space(read_space(path), classification(input_shape, classes))
+    spec = read_space(path)
+    space = make_space(spec, _problem(spec, input_shape, classes))
     architecture = space.sample(np.random.default_rng(seed))
     drawings = space.drawings(architecture)
     cost = space.cost(architecture)
@@ -82,6 +84,13 @@ def show(file: str, input_shape: tuple[int, int, int], classes: int, seed: int) 
         svg=draw_svg(drawings),
         cost=asdict(cost),
     )
+
+
+def _problem(spec: Mapping[str, Any], input_shape: tuple[int, int, int], classes: int) -> Problem:
+    """Telling classes apart; several times over for a space of networks for several tasks."""
+    if spec.get("family") != "branching":
+        return classification(input_shape, classes)
+    return Problem(input_shape, tuple(Output(f"task{number}", "classification", classes) for number in range(1, 5)))
 
 
 def _ready_files() -> list[Path]:

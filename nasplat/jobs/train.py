@@ -19,7 +19,7 @@ from nasplat.core.space import SearchSpace
 from nasplat.jobs.command import command
 from nasplat.jobs.confirmation import Confirmation, Confirmed, Estimate, estimate, write_confirmation
 from nasplat.jobs.experiment import override, to_plain, validate
-from nasplat.jobs.final import final_experiment
+from nasplat.jobs.final import final_data, final_experiment
 from nasplat.jobs.runs import Candidate, Run, open_trained_run
 from nasplat.jobs.yaml_file import read_yaml
 
@@ -82,7 +82,9 @@ def train(
             all trainings failed.
     """
     from nasplat.jobs.report import write_results
+    from nasplat.search.evaluate import load_data
     from nasplat.search.locks import FileLock
+    from nasplat.search.single_tasks import with_single_tasks
     from nasplat.spaces.families import make_space
 
     watcher = watcher or Watcher()
@@ -109,6 +111,9 @@ def train(
         raise NasplatError(f"another nasplat train is at work in {folder}", "wait for it, or stop it")
     try:
         write_json(folder / "settings.json", settings)
+        experiment = with_single_tasks(
+            experiment, space, folder, watcher.say, lambda: final_data(load_data(experiment.data))
+        )
         tasks = _tasks(run, experiment, space, chosen, seeds, folder)
         records = _run(experiment, tasks, folder, watcher)
     finally:

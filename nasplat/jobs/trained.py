@@ -1,4 +1,4 @@
-"""Networks as a user names them for distillation, with what describes them in an export."""
+"""Networks as a user names them for pruning and distillation, with what describes them in an export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from nasplat.core.distillation import Network
 from nasplat.core.errors import NasplatError
-from nasplat.jobs.runs import is_run, open_trained_run
+from nasplat.core.pruning import PruningFile
+from nasplat.jobs.confirmation import FINAL, final_network
+from nasplat.jobs.runs import Candidate, Run, is_run, open_trained_run
+from nasplat.spaces.families import NETWORK_OF, make_space, network_arguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,19 +75,63 @@ def open_network(network: Network) -> Opened:
     return Opened(module, True, base=(recipe.base, dict(recipe.arguments)), operations=operations)
 
 
+def as_function(settings: PruningFile) -> PruningFile:
+    """A pruning of RUN/ARCH as one of the function, arguments and weights that it stands for, on the images of its run.
+
+    Raises:
+        NasplatError: see `open_network`.
+    """
+    path = Path(settings.model)
+    if ":" in settings.model or not is_run(path.parent):
+        return settings
+    found = _in_run(path)
+    values = found.candidate.architecture.values
+    updates = {
+        "model": NETWORK_OF,
+        "arguments": network_arguments(found.spec, found.run.space.problem, values),
+        "checkpoint": settings.checkpoint or str(found.weights),
+        "data": settings.data or found.run.experiment.data,
+    }
+    return settings.model_copy(update=updates)
+
+
 def _of_run(path: Path, network: Network) -> Opened:
     from nasplat.artifacts.weights import load_into
 
-    run = open_trained_run(path.parent)
-    candidate = run.candidate(path.name)
-    if not candidate.folder.weights.is_file():
-        raise NasplatError(
-            f"the weights of {path} were not kept", "those of the front are; run.disk_mb says how much room they have"
-        )
-    module = run.space.build(candidate.architecture)
-    load_into(module, candidate.folder.weights, candidate.architecture.digest)
+    found = _in_run(path)
+    space = make_space(found.spec, found.run.space.problem)
+    architecture = space.canonical(found.candidate.architecture.values)
+    module = space.build(architecture)
+    load_into(module, found.weights, architecture.digest)
     if network.checkpoint is not None:
         from nasplat.artifacts.foreign_checkpoint import load_checkpoint
 
         load_checkpoint(module, Path(network.checkpoint))
-    return Opened(module.eval(), True, candidate.architecture)
+    return Opened(module.eval(), True, architecture)
+
+
+@dataclass(frozen=True)
+class _InRun:
+    """A trained network of a search: of which space as plain data, and where its weights are."""
+
+    run: Run
+    candidate: Candidate
+    spec: dict[str, Any]
+    weights: Path
+
+
+def _in_run(path: Path) -> _InRun:
+    """RUN/ARCH as the search trained it; RUN/ARCH-final as `nasplat train` rebuilt and trained it."""
+    run = open_trained_run(path.parent)
+    candidate = run.candidate(path.name.removesuffix(FINAL))
+    if path.name.endswith(FINAL):
+        _, row, confirmation = final_network(run, candidate)
+        spec, weights = dict(confirmation.settings["space"]), run.directory / row.weights
+    else:
+        assert isinstance(run.experiment.space, dict)
+        spec, weights = run.experiment.space, candidate.folder.weights
+    if not weights.is_file():
+        raise NasplatError(
+            f"the weights of {path} were not kept", "those of the front are; run.disk_mb says how much room they have"
+        )
+    return _InRun(run, candidate, spec, weights)

@@ -27,7 +27,7 @@ def violations(metrics: Mapping[str, float], constraints: Constraints) -> dict[s
 def absolute(constraints: Constraints, space: SearchSpace) -> dict[str, Bounds]:
     """The constraints with numbers in place of shares.
 
-    Of a space that makes one network smaller, bounds of up to 1 on its costs are shares of what that network costs.
+    Where a space has a largest network, bounds of up to 1 on its costs are shares of what that network costs.
 
     Raises:
         NasplatError: a bound is above the other.

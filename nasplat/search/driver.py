@@ -27,6 +27,7 @@ from nasplat.search.rungs import Rungs
 from nasplat.search.screening import PREDICTOR, Prediction, dropped, threshold
 from nasplat.search.seeds import candidate_seed
 from nasplat.search.session import WORKERS_LOCK, Interrupts, alone
+from nasplat.search.single_tasks import with_single_tasks
 from nasplat.search.strategies import make_strategy
 from nasplat.search.study import Draft, SearchStudy, open_study
 from nasplat.search.suggestion import Strategy
@@ -192,6 +193,8 @@ class _Search:
         on_event: OnEvent,
         interrupts: Interrupts,
     ) -> None:
+        say = lambda text: on_event(Message(text))  # noqa: E731
+        experiment = with_single_tasks(experiment, space, run.root, say)
         self.experiment = experiment
         self.plain = experiment.model_dump(mode="json")
         self.run_directory = run
@@ -206,7 +209,7 @@ class _Search:
         self.interrupts = interrupts
         search = experiment.search
         known = references(search.references, space) if search.references else {}
-        made = produce(experiment, space, run.root, lambda text: on_event(Message(text))) if search.produce else {}
+        made = produce(experiment, space, run.root, say) if search.produce else {}
         self.first = {name: (one, "a known network") for name, one in known.items()}
         self.first |= {name: (one, "produced before the search") for name, one in made.items() if name not in known}
         self.rungs = Rungs(search.early_stopping, self.goals)

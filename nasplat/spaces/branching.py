@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +137,23 @@ class BranchingSpace(SearchSpace):
             "problem": problem.to_json(),
         }
 
+    @cached_property
+    def whole(self) -> Mapping[str, float]:
+        """What all separate costs, of which constraints are shares."""
+        return self.known(self.separate())
+
     @property
     def assignments(self) -> int:
         """In how many ways a partition of the tasks can be chosen for each layer."""
         return branching.bell(len(self.tasks)) ** self.layers
+
+    def shared(self) -> Architecture:
+        """All tasks on one backbone."""
+        return self.of_tree([branching.together(len(self.tasks))] * self.layers)
+
+    def separate(self) -> Architecture:
+        """A backbone for every task."""
+        return self.of_tree([branching.alone(len(self.tasks))] * self.layers)
 
     def tree(self, architecture: Architecture) -> Tree:
         """For each layer the partition of the tasks, as of `nasplat.core.branching`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nasplat.core.architecture import Architecture
+from nasplat.core.choice import Values
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
@@ -21,6 +22,9 @@ from nasplat.spaces.nasnet import NasnetSpace
 from nasplat.spaces.pruning import PruningSpace
 from nasplat.spaces.tabular import TabularSpace
 from nasplat.spaces.user import UserSpace
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Every family: called with the problem and, by keyword, what stands beside `family` in its YAML file.
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
@@ -92,6 +96,37 @@ def load_space(source: str | Path | Mapping[str, Any], problem: Problem) -> Sear
         return make_space(spec, problem)
     except NasplatError as error:
         raise NasplatError(f"{source}: {error.message}", error.advice) from error
+
+
+def network_of(
+    space: Mapping[str, Any], problem: Mapping[str, Any], values: Values, tasks: Sequence[str] = ()
+) -> nn.Module:
+    """The network of an architecture, all in plain data: so a recipe names a network that a search found.
+
+    Args:
+        space: see `make_space`.
+        problem: as of `Problem.to_json`.
+        values: of the architecture.
+        tasks: of several, those that are left; see `nasplat.networks.branched.part`.
+
+    Raises:
+        NasplatError: see `make_space`; or there is no such architecture or task.
+    """
+    made = make_space(space, Problem.from_json(dict(problem)))
+    network = made.build(made.canonical(values))
+    if not tasks:
+        return network
+    from nasplat.networks.branched import part
+
+    return part(network, tasks)
+
+
+NETWORK_OF = f"{__name__}:network_of"
+
+
+def network_arguments(spec: Mapping[str, Any], problem: Problem, values: Values) -> dict[str, Any]:
+    """What `network_of` is to be called with."""
+    return {"space": dict(spec), "problem": problem.to_json(), "values": dict(values)}
 
 
 def transfer(architecture: Architecture, space: SearchSpace, larger: SearchSpace) -> Architecture:

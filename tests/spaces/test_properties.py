@@ -268,13 +268,14 @@ def test_families_and_parameters_are_looked_up_with_advice(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("file", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_ready_space_is_one_of_a_family(file: Path) -> None:
-    space = load_space(file, classification((3, 32, 32), 10))
+    several = Problem((3, 32, 32), tuple(Output(name, "classification", 10) for name in ("kind", "colour", "size")))
+    space = load_space(file, several if file.stem == "branching" else classification((3, 32, 32), 10))
     assert space.identity["family"] in FAMILIES
     assert space.cost(space.sample(np.random.default_rng(0))).params > 0
 
 
 def test_costs_are_known_where_torch_cannot_be_imported() -> None:
-    """Costs of candidates, and everything that leads to them, without torch."""
+    """Costs of candidates, and everything that leads to them, without torch (a branching tree cuts a real network)."""
     code = """
 import sys
 sys.modules["torch"] = None
@@ -283,7 +284,7 @@ import numpy as np
 from nasplat.core.cost import cost_of
 from nasplat.core.problem import classification
 from nasplat.spaces.families import load_space
-files = sorted(Path("search_spaces").glob("*.yaml"))
+files = [file for file in sorted(Path("search_spaces").glob("*.yaml")) if file.stem != "branching"]
 for file in files:
     space = load_space(file, classification((3, 32, 32), 10))
     rng = np.random.default_rng(0)
