@@ -173,8 +173,11 @@ class EarlyStopping(Section):
 class Screen(Section):
     """A cheap score drops candidates before they are trained."""
 
-    by: Literal["predictor", "naswot", "synflow", "jacob_cov", "snip", "grad_norm", "params", "macs"] = Field(
-        description="predictor: what the evaluated candidates tell of a new one; the others need no training"
+    by: Literal["predictor", "weights", "naswot", "synflow", "jacob_cov", "snip", "grad_norm", "params", "macs"] = (
+        Field(
+            description="predictor: what the evaluated candidates tell of a new one; weights: accuracy with the "
+            "weights of the section weights; the others need no training"
+        )
     )
     keep: float = Field(0.5, gt=0, lt=1, description="share of the candidates that is trained")
     after: int = Field(10, ge=5, description="so many are trained before any is dropped")
@@ -250,6 +253,21 @@ class Run(Section):
     disk_mb: int = Field(1024, ge=1, description="budget for the weights of the front")
 
 
+class Weights(Section):
+    """A source of weights for all networks of the space, trained once before the search.
+
+    Candidates start from its weights, and `train: {epochs: 0}` scores them so; where `search.screen` is by weights,
+    they are screened with them and start afresh.
+    """
+
+    source: Literal["supernet"] = "supernet"
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the source: rule, paths and kernels of a supernet"
+    )
+    train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
+    file: str | None = Field(None, description="of a source that was trained before; by default it is trained")
+
+
 class Final(Section):
     """What `nasplat train` changes for the full schedule: training settings, and the size of the network."""
 
@@ -267,6 +285,7 @@ class Experiment(Section):
     data: Data = Field(default_factory=lambda: Data())
     train: Train = Field(default_factory=lambda: Train())
     score: Score = Field(default_factory=lambda: Score())
+    weights: Weights | None = None
     search: Search = Field(default_factory=lambda: Search())
     run: Run = Field(default_factory=lambda: Run())
     final: Final = Field(default_factory=lambda: Final())
@@ -290,6 +309,14 @@ class Experiment(Section):
     def _a_table_has_no_curves(self) -> Experiment:
         if self.tabular and (self.search.early_stopping or self.search.screen):
             raise ValueError("a table answers without training: leave out search.early_stopping and search.screen")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_somewhere(self) -> Experiment:
+        if self.search.screen is not None and self.search.screen.by == "weights" and self.weights is None:
+            raise ValueError("search.screen is by weights: the section weights says whose, such as {source: supernet}")
+        if self.weights is not None and (self.tabular or self.data.tasks):
+            raise ValueError("weights: leave it out, a table has no networks, and several tasks are trained for each")
         return self
 
     @model_validator(mode="after")

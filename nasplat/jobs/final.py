@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def final_experiment(experiment: Experiment) -> Experiment:
-    """An experiment as `nasplat train` carries it out: the full schedule, the larger space, and no constraints.
+    """An experiment as `nasplat train` carries it out: full schedule, larger space, fresh weights, no constraints.
 
     A network that is now trained with labels is judged by its own classifier, others as in the search.
     """
@@ -28,7 +28,8 @@ def final_experiment(experiment: Experiment) -> Experiment:
             "space": {**experiment.space, **experiment.final.space},
             "train": train,
             "score": experiment.score.model_copy(update={"probe": probe}),
-            "search": experiment.search.model_copy(update={"constraints": {}}),
+            "search": experiment.search.model_copy(update={"constraints": {}, "screen": None}),
+            "weights": None,
         }
     )
 

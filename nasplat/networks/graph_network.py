@@ -13,9 +13,7 @@ from torch.nn import functional as F
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import Operation, OperationGraph
-
-# One operation to run: its position, the positions that it reads, and those that nothing reads after it.
-_Step = tuple[int, tuple[int, ...], tuple[int, ...]]
+from nasplat.networks.graph_plan import GraphPlan
 
 
 class GraphNetwork(nn.Module):
@@ -62,8 +60,7 @@ class GraphNetwork(nn.Module):
         for position, operation in enumerate(graph.operations):
             self._add(position, operation)
         self._outputs = tuple(graph.outputs)
-        # Whole runs leave nothing out, not even what no output needs, so that they cost what the graph says.
-        self._plans = {self._outputs: self._plan(self._outputs, set(range(len(graph.operations))))}
+        self._plan = GraphPlan(graph)
         drop_ratios = {
             position: float(operation.attributes["drop_path"])
             for position, operation in enumerate(graph.operations)
@@ -82,8 +79,8 @@ class GraphNetwork(nn.Module):
             if position:
                 raise NasplatError("the graph has more than one input")
             return
-        if operation.kind in _FUNCTIONS:
-            self._functions[position] = _FUNCTIONS[operation.kind](operation)
+        if operation.kind in FUNCTIONS:
+            self._functions[position] = FUNCTIONS[operation.kind](operation)
             return
         if operation.kind not in _MODULES:
             raise NasplatError(f"operation {operation.name!r} is of kind {operation.kind!r}, which cannot be run")
@@ -119,13 +116,9 @@ class GraphNetwork(nn.Module):
         Raises:
             NasplatError: the graph has no such output or tap.
         """
-        plan = self._plans.get(names)
-        if plan is None:
-            plan = self._plans[names] = self._plan(names, self._needed(names))
         drop_scales = self._drop_scales(images)
-        values: dict[int, Tensor] = {0: images}
-        for position, sources, frees in plan:
-            inputs = [values[source] for source in sources]
+
+        def apply(position: int, inputs: list[Tensor]) -> Tensor:
             function = self._functions.get(position)
             if function is None:
                 parent, name = self._modules_at[position]
@@ -134,41 +127,9 @@ class GraphNetwork(nn.Module):
             if drop_scales is not None and position in self._drop_rows:
                 scale = drop_scales[self._drop_rows[position]]
                 value = value * scale.to(value.dtype).reshape(-1, *(1,) * (value.dim() - 1))
-            values[position] = value
-            inputs.clear()
-            for source in frees:
-                del values[source]
-        return {name: values[self._position(name)] for name in names}
+            return value
 
-    def _position(self, name: str) -> int:
-        if name in self.graph.outputs:
-            return self.graph.outputs[name]
-        if name in self.graph.taps:
-            return self.graph.taps[name]
-        known = sorted({*self.graph.outputs, *self.graph.taps})
-        raise NasplatError(f"the network has no output or tap {name!r}", f"it has {', '.join(known)}")
-
-    def _needed(self, names: tuple[str, ...]) -> set[int]:
-        needed = {self._position(name) for name in names}
-        for position in range(len(self.graph.operations) - 1, 0, -1):
-            if position in needed:
-                needed.update(self.graph.operations[position].inputs)
-        return needed
-
-    def _plan(self, names: tuple[str, ...], needed: set[int]) -> tuple[_Step, ...]:
-        """The needed operations in graph order, and what each is the last to read."""
-        operations = self.graph.operations
-        last_use = {position: position for position in needed}
-        for position in sorted(needed):
-            last_use.update(dict.fromkeys(operations[position].inputs, position))
-        for name in names:
-            last_use.pop(self._position(name), None)
-        frees: dict[int, list[int]] = {}
-        for source, position in last_use.items():
-            frees.setdefault(position, []).append(source)
-        return tuple(
-            (position, operations[position].inputs, tuple(frees.get(position, ()))) for position in sorted(needed - {0})
-        )
+        return self._plan.run(images, names, apply)
 
     def _drop_scales(self, images: Tensor) -> Tensor | None:
         """`(operations, N)`: 0 for what is dropped, 1 / (1 - probability) for what stays; one draw for all."""
@@ -283,7 +244,7 @@ _MODULES: dict[str, Callable[[Operation, tuple[int, ...]], nn.Module]] = {
 }
 
 # Kind -> function from the operation: a module's function or a partial of one, so that a network can be pickled.
-_FUNCTIONS: dict[str, Callable[[Operation], Callable[..., Tensor]]] = {
+FUNCTIONS: dict[str, Callable[[Operation], Callable[..., Tensor]]] = {
     "relu": lambda operation: F.relu,
     "relu6": lambda operation: F.relu6,
     "silu": lambda operation: F.silu,

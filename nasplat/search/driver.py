@@ -31,13 +31,14 @@ from nasplat.search.single_tasks import with_single_tasks
 from nasplat.search.strategies import make_strategy
 from nasplat.search.study import Draft, SearchStudy, open_study
 from nasplat.search.suggestion import Strategy
+from nasplat.search.weights import with_weights_trained
 from nasplat.search.within import within
 
 TRAIN_AND_JUDGE = "nasplat.search.evaluate:evaluate"
 LOOK_UP = "nasplat.search.table:evaluate"
 SAME_FAILURES = 5
 
-_COMPARED = ("data", "train", "score")
+_COMPARED = ("data", "train", "score", "weights")
 _ELSEWHERE = {"path", "resident", "checkpoint_seconds"}  # differ between machines, and change no score
 
 Stopped = Literal["trials", "seconds", "interrupted", "exhausted"]
@@ -140,7 +141,11 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     return {
         "seed": experiment.search.seed,
         "constraints": plain["search"]["constraints"],
-        **{name: {key: value for key, value in plain[name].items() if key not in _ELSEWHERE} for name in _COMPARED},
+        **{
+            name: {key: value for key, value in plain[name].items() if key not in _ELSEWHERE}
+            for name in _COMPARED
+            if plain[name] is not None
+        },
     }
 
 
@@ -195,6 +200,7 @@ class _Search:
     ) -> None:
         say = lambda text: on_event(Message(text))  # noqa: E731
         experiment = with_single_tasks(experiment, space, run.root, say)
+        experiment = with_weights_trained(experiment, space, run.root, say)
         self.experiment = experiment
         self.plain = experiment.model_dump(mode="json")
         self.run_directory = run

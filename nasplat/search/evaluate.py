@@ -15,7 +15,8 @@ from nasplat.core.experiment import Data, Experiment
 from nasplat.core.space import SearchSpace
 from nasplat.search.constraints import describe, excess, violations
 from nasplat.search.records import OnProgress, Record, TrialSpec
-from nasplat.search.screening import dropped
+from nasplat.search.screening import PREDICTOR, dropped
+from nasplat.search.weights import WEIGHTS, score, started
 
 SCREENING_IMAGES = 32
 
@@ -70,9 +71,14 @@ def train_and_judge(
         return against
 
     network = build(space, architecture, spec.seed)
-    if experiment.search.screen is not None and experiment.search.screen.by != "predictor":
-        by = experiment.search.screen.by
-        metrics[by] = _screening_score(by, network.to(device), dataset, spec.seed)
+    by = experiment.search.screen.by if experiment.search.screen is not None else PREDICTOR
+    if experiment.weights is not None and by != WEIGHTS:
+        network = started(experiment, space, architecture, dataset, device)
+    if by != PREDICTOR:
+        if by == WEIGHTS:
+            metrics[by] = score(experiment, space, architecture, dataset, device)
+        else:
+            metrics[by] = _screening_score(by, network.to(device), dataset, spec.seed)
         if spec.threshold is not None and metrics[by] < spec.threshold:
             return Record("screened", metrics, dropped(by, metrics[by], spec.threshold))
     original, kept = space.original(architecture) or (None, None)

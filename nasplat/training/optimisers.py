@@ -41,9 +41,15 @@ def make_optimiser(parameters: list[nn.Parameter], settings: Train) -> torch.opt
         if group
     ]
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
         )
+        if settings.momentum:
+            # The fused step cannot do with momenta that only some parameters have, as in a supernet, whose steps each
+            # train a part; from zeros the first step is the same.
+            for parameter in parameters:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if settings.optimiser == "adam":
         return torch.optim.Adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)

@@ -1,0 +1,118 @@
+"""Sources of weights by name, what an experiment file may say of them, and their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nasplat.core.errors import NasplatError
+from nasplat.core.space import SearchSpace
+from nasplat.search.options import AtLeast1, make_one
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nasplat.training.weight_source import Rule
+
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How a source of weights is made, and which networks it is trained on.
+
+    Args:
+        make: the untrained module for a space, see `nasplat.training.weight_source.WeightSource`; draws from torch's
+            default generator.
+        rule: which networks of the space each step is of.
+    """
+
+    make: Callable[[SearchSpace], nn.Module]
+    rule: Callable[[SearchSpace], Rule]
+
+
+def supernet(
+    kernels: Literal["own", "sliced"] = "own", rule: Literal["uniform", "sandwich"] = "uniform", paths: AtLeast1 = 1
+) -> Source:
+    """Weights shared by name and slicing; see `nasplat.networks.shared_weights`.
+
+    Args:
+        kernels: whether kernels of different sizes are their own weights, or sliced from the largest.
+        rule: of `nasplat.training.weight_source.RULES`.
+        paths: networks a step. One, uniform, is single-path training; several are SortedNet.
+    """
+
+    def make(space: SearchSpace) -> nn.Module:
+        from nasplat.networks.shared_weights import SharedWeights
+
+        return SharedWeights(space, kernels)
+
+    def drawn(space: SearchSpace) -> Rule:
+        from nasplat.training.weight_source import RULES
+
+        return RULES[rule](space, paths)
+
+    return Source(make, drawn)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"supernet": supernet}
+
+
+def source_of(name: str, options: Mapping[str, Any]) -> Source:
+    """The source of a name.
+
+    Raises:
+        NasplatError: no such source or option, or a value that it does not take.
+    """
+    found: Source = make_one(SOURCES, name, options, "source of weights", "weights.options")
+    return found
+
+
+def make(source: Source, space: SearchSpace, seed: int) -> nn.Module:
+    """The untrained module; torch's default generator is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return source.make(space)
+
+
+def save_source(module: nn.Module, path: Path, space: SearchSpace, name: str, options: Mapping[str, Any]) -> None:
+    """Writes a trained source, whole or not at all.
+
+    Raises:
+        NasplatError: the disk is full or cannot be written to.
+    """
+    from nasplat.artifacts.weights import save_weights
+
+    about = {"source": name, "version": VERSION, "space": space.fingerprint, "options": json.dumps(dict(options))}
+    save_weights(module, path, about)
+
+
+def read_source(path: Path, space: SearchSpace) -> nn.Module:
+    """The source of a file, for the space that it was trained on.
+
+    Raises:
+        NasplatError: the file is missing, damaged, of another space or version, or no source of weights.
+    """
+    from nasplat.artifacts.weights import load_into, read_metadata
+
+    about = read_metadata(path)
+    if "source" not in about:
+        raise NasplatError(f"{path} holds no source of weights", "give weights/source.safetensors of a run")
+    if about.get("version") != VERSION:
+        raise NasplatError(
+            f"{path} is of version {about.get('version')} of this format, not of version {VERSION}",
+            "train the source again, or read it with the nasplat that wrote it",
+        )
+    if about["space"] != space.fingerprint:
+        raise NasplatError(
+            f"the weights in {path} were made for the space {about['space'][:8]}, not for {space.fingerprint[:8]}",
+            "train a source of weights for this space, or name the space of that one",
+        )
+    module = make(source_of(about["source"], json.loads(about["options"])), space, 0)
+    load_into(module, path)
+    return module

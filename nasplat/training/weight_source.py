@@ -1,0 +1,268 @@
+"""Weights for any network of a space from one place: trained once, then asked for thousands of networks.
+
+A source is a module that makes the weights of an operation graph: a supernet (`nasplat.networks.shared_weights`), or a
+hypernetwork. It is trained by the ordinary loop, on networks drawn anew every step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasplat.core.architecture import Architecture
+from nasplat.core.errors import NasplatError
+from nasplat.core.graph import OperationGraph
+from nasplat.core.space import SearchSpace
+from nasplat.networks.graph_run import GraphRun
+from nasplat.networks.shared_weights import extremes
+from nasplat.training.objectives import Objective
+
+if TYPE_CHECKING:
+    from nasplat.data.datasets import Dataset
+    from nasplat.data.loader import Batch
+
+GRAPHS = 4096  # of the last networks drawn, which are kept
+CALIBRATION_IMAGES = 512
+
+
+class WeightSource(Protocol):
+    """What makes weights. A `torch.nn.Module`, whose parameters are trained.
+
+    Attributes:
+        space_fingerprint: of the space that it was made for.
+    """
+
+    space_fingerprint: str
+
+    def __call__(self, graph: OperationGraph) -> dict[str, Tensor]:
+        """The weights of a network, by the names of its state dict, differentiable; more than it has are ignored.
+
+        Raises:
+            NasplatError: a network that the source has no weights for.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Networks of one step, trained on one batch; those after the first `labelled` learn from the outputs before."""
+
+    architectures: tuple[Architecture, ...]
+    labelled: int
+
+
+Rule = Callable[[np.random.Generator], Drawn]
+
+
+def uniform(space: SearchSpace, paths: int) -> Rule:
+    """So many networks, each uniformly at random.
+
+    One is single-path training (Guo et al., Single Path One-Shot Neural Architecture Search with Uniform Sampling,
+    2020); several, in a space of widths and depths, are SortedNet, which accumulates the gradients of nested
+    sub-networks, each with its own loss (Valipour et al., 2023).
+    """
+
+    def draw(rng: np.random.Generator) -> Drawn:
+        return Drawn(tuple(space.sample(rng) for _ in range(paths)), paths)
+
+    return draw
+
+
+def sandwich(space: SearchSpace, paths: int) -> Rule:
+    """The largest network, the smallest, and others at random; the largest one's outputs teach all others.
+
+    Yu and Huang, Universally Slimmable Networks and Improved Training Techniques, 2019.
+
+    Raises:
+        NasplatError: fewer than two paths.
+    """
+    if paths < 2:
+        raise NasplatError(
+            f"the sandwich rule trains the largest and the smallest network, not {paths}", "use paths: 4"
+        )
+    largest, smallest = extremes(space)
+
+    def draw(rng: np.random.Generator) -> Drawn:
+        return Drawn((largest, *(space.sample(rng) for _ in range(paths - 2)), smallest), 1)
+
+    return draw
+
+
+# Name -> which networks each step is of, from the space and how many.
+RULES: dict[str, Callable[[SearchSpace, int], Rule]] = {"uniform": uniform, "sandwich": sandwich}
+
+
+class SourceObjective:
+    """Trains a source: the objective of one network, for networks drawn every step.
+
+    What is drawn comes from torch's default generator on the CPU, which the loop seeds and keeps in its checkpoints:
+    one on the device would have to be waited for.
+
+    Args:
+        space: that networks are drawn from.
+        rule: how.
+        inner: what each of them is trained on, with labels or without.
+
+    Raises:
+        NasplatError: networks of different numbers of features share one projector.
+    """
+
+    def __init__(self, space: SearchSpace, rule: Rule, inner: Objective) -> None:
+        self.space, self.rule, self.inner = space, rule, inner
+        self.views, self.needs_labels = inner.views, inner.needs_labels
+        self.first_plain = getattr(inner, "first_plain", False)
+        self.identity = f"{space.fingerprint} {getattr(inner, 'identity', '')}"
+        self._graphs: OrderedDict[str, OperationGraph] = OrderedDict()
+
+    def module(self, network: nn.Module) -> nn.Module | None:
+        largest, smallest = extremes(self.space)
+        built: Any = self.space.build(largest)
+        device = next(network.parameters()).device
+        extra = self.inner.module(built.to(device))
+        if extra is not None:
+            other: Any = self.space.build(smallest)
+            if getattr(built, "num_features", 0) != getattr(other, "num_features", 0):
+                raise NasplatError(
+                    f"networks of {built.num_features} and of {other.num_features} features share no projector",
+                    "give the space a last layer of one width (mbconv: last_channels), or use objective: supervised",
+                )
+        return extra
+
+    def loss(self, network: nn.Module, extra: nn.Module | None, batch: Batch, generator: torch.Generator) -> Tensor:
+        drawn = self.rule(np.random.default_rng(int(torch.randint(2**62, (1,)).numpy()[0])))
+        losses: list[Tensor] = []
+        taught = _Recorded()
+        for place, architecture in enumerate(drawn.architectures):
+            graph = self._graph(architecture)
+            run = GraphRun(graph, network(graph))
+            if place < drawn.labelled or taught.outputs is None:
+                loss = self.inner.loss(taught.watching(run), extra, batch, generator)  # type: ignore[arg-type]
+            else:
+                assert taught.images is not None
+                loss = _soft_cross_entropy(run(taught.images), taught.outputs)
+            losses.append(loss)
+        return torch.stack(losses).mean()
+
+    def _graph(self, architecture: Architecture) -> OperationGraph:
+        graph = self._graphs.get(architecture.digest)
+        if graph is None:
+            graph = self._graphs[architecture.digest] = self.space.graph(architecture)
+            if len(self._graphs) > GRAPHS:
+                self._graphs.popitem(last=False)
+        return graph
+
+
+class _Recorded:
+    """What the first network of a step was shown last as a whole, and what it made of that.
+
+    An objective that looks at features alone leaves no outputs, and then every network learns from its own loss.
+    """
+
+    def __init__(self) -> None:
+        self.run: GraphRun | None = None
+        self.images: Tensor | None = None
+        self.outputs: Any = None
+
+    def watching(self, run: GraphRun) -> Any:
+        self.run = run
+        return self
+
+    def __call__(self, images: Tensor) -> Any:
+        assert self.run is not None
+        outputs = self.run(images)
+        if isinstance(outputs, Tensor):
+            self.images, self.outputs = images, outputs.detach()
+        return outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
+def _soft_cross_entropy(logits: Any, teacher: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), teacher.float().softmax(1))
+
+
+def check_space(source: WeightSource, space: SearchSpace) -> None:
+    """Refuses weights of another space.
+
+    Raises:
+        NasplatError: that is what they are.
+    """
+    if source.space_fingerprint != space.fingerprint:
+        raise NasplatError(
+            f"these weights were made for the space {source.space_fingerprint[:8]}, not for {space.fingerprint[:8]}",
+            "train a source of weights for this space",
+        )
+
+
+def calibration(
+    dataset: Dataset, device: torch.device, seed: int = 0, images: int = CALIBRATION_IMAGES
+) -> list[Tensor]:
+    """Training images, not augmented, to measure batch norm on: batches `(N, C, H, W)` on the device."""
+    from nasplat.data.loader import Loader
+
+    size = min(images, len(dataset.train))
+    loader = Loader(dataset.train, batch_size=size, device=device, mean=dataset.mean, std=dataset.std)
+    return [batch.views[0] for batch in islice(loader.epoch(torch.Generator().manual_seed(seed % 2**63)), 1)]
+
+
+@torch.no_grad()
+def accuracies(
+    source: nn.Module,
+    space: SearchSpace,
+    architectures: Iterable[Architecture],
+    batches: Sequence[Batch],
+    calibrated_on: Sequence[Tensor],
+) -> Iterator[float]:
+    """The share of images that each network gets right with the source's weights; nothing is built.
+
+    Args:
+        batches: of labelled images; see `nasplat.training.evaluate.evaluation_loader`.
+        calibrated_on: images to measure batch norm on, for each network anew; none: the statistics of each batch that
+            is judged.
+
+    Raises:
+        NasplatError: an architecture of another space, or images without labels.
+    """
+    check_space(source, space)  # type: ignore[arg-type]
+    count = sum(len(batch.indices) for batch in batches)
+    for architecture in architectures:
+        graph = space.graph(architecture)
+        run = GraphRun(graph, source(graph))
+        run.calibrate(calibrated_on)
+        right: Any = 0
+        for batch in batches:
+            if batch.labels is None:
+                raise NasplatError("accuracy needs labels, and these images have none", "rank by a probe instead")
+            logits: Any = run(batch.views[0])
+            right = right + (logits.argmax(1) == batch.labels).sum()
+        yield int(right) / count
+
+
+@torch.no_grad()
+def with_weights(
+    source: nn.Module, space: SearchSpace, architecture: Architecture, calibrated_on: Sequence[Tensor]
+) -> nn.Module:
+    """An ordinary network with the source's weights, on the source's device; its outputs are those of the source's.
+
+    Args:
+        calibrated_on: images to measure batch norm on.
+
+    Raises:
+        NasplatError: an architecture of another space.
+    """
+    check_space(source, space)  # type: ignore[arg-type]
+    graph = space.graph(architecture)
+    run = GraphRun(graph, source(graph))
+    run.calibrate(calibrated_on)
+    network = space.build(architecture).to(next(source.parameters()).device)
+    network.load_state_dict(run.state_dict(), strict=bool(calibrated_on))
+    return network
