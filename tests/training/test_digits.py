@@ -84,10 +84,10 @@ def test_the_default_augmentation_teaches_too() -> None:
     assert judge(network, digits(), Score(), CPU)["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize(("objective", "lr"), [("simclr", 0.1), ("memory_bank", 0.01)])
+@pytest.mark.parametrize(("objective", "lr"), [("simclr", 0.1), ("memory_bank", 0.03)])
 def test_features_learned_without_labels_beat_those_of_an_untrained_network(objective: str, lr: float) -> None:
     # An untrained network's features already tell digits apart (0.76); labels are read by the probe alone.
-    network, result = trained(digits(), objective=objective, epochs=20, lr=lr, augment=("crop",))
+    network, result = trained(digits(), objective=objective, epochs=30, lr=lr, augment=("crop",))
     assert result.losses[-1] < 0.75 * result.losses[0]
     before = judge(fresh(digits()), digits(), Score(probe="linear"), CPU)
     after = judge(network, digits(), Score(probe="linear"), CPU)
