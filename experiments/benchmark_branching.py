@@ -38,7 +38,7 @@ BACKBONE = {
 SPACE = {"family": "branching", "backbone": {"space": BACKBONE}}
 TASKS = ["garment", "sleeves", "symmetry", "rotation"]
 TRAIN = {"epochs": 6, "batch_size": 64, "lr": 0.2, "weighting": "uncertainty"}
-TRIALS = 40  # baselines and trees by gradients included
+TRIALS = 32  # baselines and trees by gradients included
 GRADIENTS = {"epochs": 10, "choice_lr": 0.1}
 PRODUCE = {
     "shared": {},
