@@ -260,9 +260,11 @@ class Weights(Section):
     they are screened with them and start afresh.
     """
 
-    source: Literal["supernet"] = "supernet"
+    source: Literal["supernet", "graph_hypernetwork"] = "supernet"
     options: dict[str, Any] = Field(
-        default_factory=dict, description="of the source: rule, paths and kernels of a supernet"
+        default_factory=dict,
+        description="of the source: rule, paths and kernels of a supernet; networks, width, channels and kernel of a "
+        "graph_hypernetwork",
     )
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
     file: str | None = Field(None, description="of a source that was trained before; by default it is trained")

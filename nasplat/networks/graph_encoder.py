@@ -55,29 +55,40 @@ def batch_graphs(graphs: Sequence[OperationGraph]) -> GraphBatch:
     Raises:
         NasplatError: an operation is of a kind that has no features, as traced graphs may hold.
     """
-    kinds: list[int] = []
-    numbers: list[list[float]] = []
     sources: list[int] = []
     targets: list[int] = []
+    offset = 0
     for graph in graphs:
-        offset = len(kinds)
-        depths, heights = _distances(graph.operations)
-        longest = max(depths) or 1
         for position, operation in enumerate(graph.operations):
-            kinds.append(_kind(operation))
-            shapes = [graph.operations[source].shape for source in operation.inputs]
-            numbers.append([*_numbers(operation, shapes), depths[position] / longest, heights[position] / longest])
             sources += [offset + source for source in operation.inputs]
             targets += [offset + position] * len(operation.inputs)
-    one_hot = nn.functional.one_hot(torch.tensor(kinds, dtype=torch.long), len(_KIND_INDEX)).float()
+        offset += len(graph.operations)
     sizes = torch.tensor([len(graph.operations) for graph in graphs], dtype=torch.long)
     return GraphBatch(
-        torch.cat([one_hot, torch.tensor(numbers, dtype=torch.float32).reshape(-1, _NUMBERS)], 1),
+        torch.cat([torch.zeros(0, NODE_FEATURES), *map(node_features, graphs)]),
         torch.tensor(sources, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.arange(len(graphs)).repeat_interleave(sizes),
         len(graphs),
     )
+
+
+def node_features(graph: OperationGraph) -> Tensor:
+    """`(V, NODE_FEATURES)` of a graph's operations.
+
+    Raises:
+        NasplatError: an operation is of a kind that has no features, as traced graphs may hold.
+    """
+    kinds: list[int] = []
+    numbers: list[list[float]] = []
+    depths, heights = _distances(graph.operations)
+    longest = max(depths) or 1
+    for position, operation in enumerate(graph.operations):
+        kinds.append(_kind(operation))
+        shapes = [graph.operations[source].shape for source in operation.inputs]
+        numbers.append([*_numbers(operation, shapes), depths[position] / longest, heights[position] / longest])
+    one_hot = nn.functional.one_hot(torch.tensor(kinds, dtype=torch.long), len(_KIND_INDEX)).float()
+    return torch.cat([one_hot, torch.tensor(numbers, dtype=torch.float32)], 1)
 
 
 def split_batch(batch: GraphBatch, rows: Tensor) -> GraphBatch:

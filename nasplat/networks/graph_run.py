@@ -18,6 +18,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.graph import Operation, OperationGraph, Shape
 from nasplat.networks.graph_network import FUNCTIONS
 from nasplat.networks.graph_plan import GraphPlan
+from nasplat.networks.same import Same
 
 EPSILON = 1e-5  # of batch norm, as torch has it
 
@@ -102,39 +103,26 @@ class GraphRun:
 
 def parameter_shapes(graph: OperationGraph) -> Mapping[str, Shape]:
     """The parameters of a graph by name, in the order of its operations."""
-    return _parameter_shapes(_Same(graph))
-
-
-class _Same:
-    """A graph as a key of a cache: equal only to itself."""
-
-    def __init__(self, graph: OperationGraph) -> None:
-        self.graph = graph
-
-    def __hash__(self) -> int:
-        return id(self.graph)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.graph is self.graph
+    return _parameter_shapes(Same(graph))
 
 
 def _compiled(graph: OperationGraph) -> tuple[GraphPlan, dict[int, Callable[..., Tensor]]]:
-    return _compile(_Same(graph))
+    return _compile(Same(graph))
 
 
 @lru_cache(maxsize=1024)
-def _compile(key: _Same) -> tuple[GraphPlan, dict[int, Callable[..., Tensor]]]:
-    operations = enumerate(key.graph.operations)
+def _compile(key: Same[OperationGraph]) -> tuple[GraphPlan, dict[int, Callable[..., Tensor]]]:
+    operations = enumerate(key.thing.operations)
     functions = {place: _function(operation) for place, operation in operations if operation.kind != "input"}
-    return GraphPlan(key.graph), functions
+    return GraphPlan(key.thing), functions
 
 
 @lru_cache(maxsize=1024)
-def _parameter_shapes(key: _Same) -> dict[str, Shape]:
+def _parameter_shapes(key: Same[OperationGraph]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
-    for operation in key.graph.operations:
+    for operation in key.thing.operations:
         name, attributes = operation.name, operation.attributes
-        inputs = [key.graph.operations[source].shape for source in operation.inputs]
+        inputs = [key.thing.operations[source].shape for source in operation.inputs]
         if operation.kind == "conv2d":
             per_group = inputs[0][0] // attributes.get("groups", 1)
             shapes[f"{name}.weight"] = (operation.shape[0], per_group, *attributes["kernel"])

@@ -8,7 +8,7 @@ are different operations (Guo et al., Single Path One-Shot, 2020), or a small on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Literal
@@ -56,12 +56,15 @@ class SharedWeights(nn.Module):
             {key: nn.Parameter(_drawn(key, shape, generator)) for key, shape in sorted(largest.items())}
         )
 
-    def forward(self, graph: OperationGraph) -> dict[str, Tensor]:
-        """The weights of one network, by the names of its state dict; views of the bank.
+    def forward(self, graphs: Sequence[OperationGraph]) -> list[dict[str, Tensor]]:
+        """The weights of networks, by the names of their state dicts; views of the bank.
 
         Raises:
             NasplatError: a network that is not of the space.
         """
+        return [self._weights(graph) for graph in graphs]
+
+    def _weights(self, graph: OperationGraph) -> dict[str, Tensor]:
         keys = self._keys(graph)
         found: dict[str, Tensor] = {}
         for name, shape in parameter_shapes(graph).items():

@@ -12,6 +12,7 @@ from nasplat.core.errors import NasplatError, nearest
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 AtLeast2 = Annotated[int, Field(ge=2)]
+AtLeast4 = Annotated[int, Field(ge=4, multiple_of=4)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.space import SearchSpace
-from nasplat.search.options import AtLeast1, make_one
+from nasplat.search.options import AtLeast1, AtLeast4, make_one
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +28,12 @@ class Source:
         make: the untrained module for a space, see `nasplat.training.weight_source.WeightSource`; draws from torch's
             default generator.
         rule: which networks of the space each step is of.
+        train: what suits the source better than the settings of candidates; a budget is not among it.
     """
 
     make: Callable[[SearchSpace], nn.Module]
     rule: Callable[[SearchSpace], Rule]
+    train: Mapping[str, Any] = field(default_factory=dict)
 
 
 def supernet(
@@ -58,7 +60,32 @@ def supernet(
     return Source(make, drawn)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"supernet": supernet}
+def graph_hypernetwork(
+    networks: AtLeast1 = 8, width: AtLeast4 = 32, channels: AtLeast1 = 32, kernel: AtLeast1 = 7
+) -> Source:
+    """Weights from the graph of a network; see `nasplat.networks.graph_hypernetwork`.
+
+    Args:
+        networks: a step, all trained on one batch.
+        width: of the state of an operation, a multiple of 4.
+        channels, kernel: the largest that is decoded.
+    """
+
+    def make(space: SearchSpace) -> nn.Module:
+        from nasplat.networks.graph_hypernetwork import GraphHyperNetwork
+
+        return GraphHyperNetwork(space, width, channels, kernel)
+
+    def drawn(space: SearchSpace) -> Rule:
+        from nasplat.training.weight_source import uniform
+
+        return uniform(space, networks)
+
+    return Source(make, drawn, {"optimiser": "adam", "lr": 1e-3, "weight_decay": 1e-5, "clip_norm": 5.0})
+
+
+# Name -> the source, from its options.
+SOURCES: dict[str, Callable[..., Source]] = {"supernet": supernet, "graph_hypernetwork": graph_hypernetwork}
 
 
 def source_of(name: str, options: Mapping[str, Any]) -> Source:

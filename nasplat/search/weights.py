@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment, Train, Weights
 from nasplat.core.space import SearchSpace
 from nasplat.search.seeds import candidate_seed
-from nasplat.search.weight_sources import make, read_source, save_source, source_of
+from nasplat.search.weight_sources import Source, make, read_source, save_source, source_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def _train(
     source = source_of(weights.source, weights.options)
     rule = source.rule(space)
     dataset = load() if load else load_data(experiment.data)
-    settings = source_settings(experiment.train, weights)
+    settings = source_settings(experiment.train, source, weights.train)
     device = resolve_device(experiment.run.device)
     set_threads(experiment.run.threads)
     seed = candidate_seed(experiment.search.seed, space.fingerprint, 0)
@@ -103,8 +103,8 @@ def _train(
     save_source(module, path, space, weights.source, weights.options)
 
 
-def source_settings(train: Train, weights: Weights) -> Train:
-    """How the source is trained: as a candidate is, with the overrides of the section.
+def source_settings(train: Train, source: Source, overrides: Mapping[str, Any]) -> Train:
+    """How the source is trained: as a candidate is, with what suits the source, and the overrides of the section.
 
     Raises:
         NasplatError: a setting that the section train does not have, or a value that it refuses.
@@ -113,10 +113,10 @@ def source_settings(train: Train, weights: Weights) -> Train:
 
     plain = train.model_dump(mode="json")
     budgets = ("epochs", "steps", "seconds")
-    if any(name in weights.train for name in budgets):
+    if any(name in overrides for name in budgets):
         plain |= dict.fromkeys(budgets)
     try:
-        settings = Train.model_validate({**plain, **weights.train})
+        settings = Train.model_validate({**plain, **source.train, **overrides})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

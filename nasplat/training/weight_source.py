@@ -42,8 +42,8 @@ class WeightSource(Protocol):
 
     space_fingerprint: str
 
-    def __call__(self, graph: OperationGraph) -> dict[str, Tensor]:
-        """The weights of a network, by the names of its state dict, differentiable; more than it has are ignored.
+    def __call__(self, graphs: Sequence[OperationGraph]) -> list[dict[str, Tensor]]:
+        """The weights of networks, by the names of their state dicts, differentiable.
 
         Raises:
             NasplatError: a network that the source has no weights for.
@@ -140,9 +140,9 @@ class SourceObjective:
         drawn = self.rule(np.random.default_rng(int(torch.randint(2**62, (1,)).numpy()[0])))
         losses: list[Tensor] = []
         taught = _Recorded()
-        for place, architecture in enumerate(drawn.architectures):
-            graph = self._graph(architecture)
-            run = GraphRun(graph, network(graph))
+        graphs = [self._graph(architecture) for architecture in drawn.architectures]
+        for place, (graph, weights) in enumerate(zip(graphs, network(graphs), strict=True)):
+            run = GraphRun(graph, weights)
             if place < drawn.labelled or taught.outputs is None:
                 loss = self.inner.loss(taught.watching(run), extra, batch, generator)  # type: ignore[arg-type]
             else:
@@ -236,7 +236,7 @@ def accuracies(
     count = sum(len(batch.indices) for batch in batches)
     for architecture in architectures:
         graph = space.graph(architecture)
-        run = GraphRun(graph, source(graph))
+        run = GraphRun(graph, *source([graph]))
         run.calibrate(calibrated_on)
         right: Any = 0
         for batch in batches:
@@ -261,7 +261,7 @@ def with_weights(
     """
     check_space(source, space)  # type: ignore[arg-type]
     graph = space.graph(architecture)
-    run = GraphRun(graph, source(graph))
+    run = GraphRun(graph, *source([graph]))
     run.calibrate(calibrated_on)
     network = space.build(architecture).to(next(source.parameters()).device)
     network.load_state_dict(run.state_dict(), strict=bool(calibrated_on))

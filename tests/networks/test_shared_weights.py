@@ -53,7 +53,7 @@ def test_a_network_that_leaves_the_supernet_computes_what_its_slice_does(space: 
     bank = SharedWeights(space, kernels, torch.Generator().manual_seed(0))
     for architecture in sampled(space, 4):
         graph = space.graph(architecture)
-        run = GraphRun(graph, bank(graph))
+        run = GraphRun(graph, bank([graph])[0])
         network = space.build(architecture).train()
         network.load_state_dict(run.state_dict(), strict=False)
         torch.testing.assert_close(network(images()), run(images()), rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_the_bank_has_all_that_any_network_needs(space: Any) -> None:
     bank = SharedWeights(space)
     for architecture in sampled(space, 150, seed=3):
         graph = space.graph(architecture)
-        found = bank(graph)
+        (found,) = bank([graph])
         assert {name: tuple(found[name].shape) for name in parameter_shapes(graph)} == dict(parameter_shapes(graph))
 
 
@@ -79,7 +79,7 @@ def test_every_cell_of_a_whole_space_has_weights() -> None:
     needed = set()
     for architecture in list(space.enumerate())[::7]:
         needed |= {key for name, key in bank._keys(space.graph(architecture)).items() if key in bank.parameters_by_key}
-        bank(space.graph(architecture))
+        bank([space.graph(architecture)])
     assert needed == set(bank.parameters_by_key)
 
 
@@ -88,7 +88,7 @@ def test_gradients_go_to_the_sampled_path_alone() -> None:
     space = make_space(SPACES["mbconv"], PROBLEM)
     bank = SharedWeights(space, "sliced")
     graph = space.graph(space.canonical({**extremes(space)[1].values, "stage1.layer1": "mb_k3_e3"}))
-    GraphRun(graph, bank(graph))(images()).square().sum().backward()  # type: ignore[union-attr]
+    GraphRun(graph, bank([graph])[0])(images()).square().sum().backward()  # type: ignore[union-attr]
     used = {key for key, one in bank.parameters_by_key.items() if one.grad is not None}
     assert used == {bank._keys(graph)[name] for name in parameter_shapes(graph)} < set(bank.parameters_by_key)
     narrow = bank.parameters_by_key["stage1/layer1/depthwise/conv/weight"]
@@ -107,7 +107,7 @@ def test_narrow_networks_are_the_first_channels_of_wide_ones() -> None:
     space = make_space(SPACES["mbconv"], PROBLEM)
     bank = SharedWeights(space)
     wide, narrow = (space.graph(space.canonical({**extremes(space)[0].values, "stage1.width": w})) for w in (1.0, 0.5))
-    large, small = bank(wide)["stage1.layer1.project.conv.weight"], bank(narrow)["stage1.layer1.project.conv.weight"]
+    large, small = (one["stage1.layer1.project.conv.weight"] for one in bank([wide, narrow]))
     assert small.shape[0] * 2 == large.shape[0]
     assert torch.equal(small, large[: small.shape[0], : small.shape[1]])
     assert small.untyped_storage().data_ptr() == large.untyped_storage().data_ptr()
@@ -124,7 +124,7 @@ def test_networks_of_another_space_are_refused() -> None:
     space = make_space(SPACES["mbconv"], PROBLEM)
     wider = make_space({**SPACES["mbconv"], "stem_channels": 24}, PROBLEM)
     with pytest.raises(NasplatError, match="no weights for"):
-        SharedWeights(space)(wider.graph(extremes(wider)[0]))
+        SharedWeights(space)([wider.graph(extremes(wider)[0])])
     with pytest.raises(NasplatError, match="no weights for"):
         GraphRun(space.graph(extremes(space)[0]), {})
 
@@ -137,7 +137,7 @@ def test_statistics_are_those_of_a_built_network() -> None:
     bank = SharedWeights(space)
     architecture = extremes(space)[0]
     graph = space.graph(architecture)
-    run = GraphRun(graph, bank(graph))
+    run = GraphRun(graph, bank([graph])[0])
     network = build_network(graph)
     network.load_state_dict(run.state_dict(), strict=False)
     batches = [images(5), 2 * images(5) + 1, images(5) - 1]

@@ -14,7 +14,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.jobs.final import final_experiment
 from nasplat.search.driver import run_search
-from nasplat.search.weight_sources import read_source
+from nasplat.search.weight_sources import read_source, supernet
 from nasplat.search.weights import source_settings, with_weights_trained
 
 SPACE = {"family": "nasbench201", "cells": [1, 1], "channels": 8}
@@ -120,7 +120,7 @@ def test_overrides_replace_the_budget() -> None:
     """Epochs of the candidates beside steps of the source would be two budgets."""
     wanted = experiment(train={"epochs": 2}, weights={"train": {"steps": 7, "lr": 0.3}})
     assert wanted.weights is not None
-    settings = source_settings(wanted.train, wanted.weights)
+    settings = source_settings(wanted.train, supernet(), wanted.weights.train)
     assert settings.steps == 7 and settings.epochs is None and settings.lr == 0.3
 
 

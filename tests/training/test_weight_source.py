@@ -129,7 +129,7 @@ def test_the_sandwich_teaches_with_the_largest(space: Any, digits: Any) -> None:
 
     from nasplat.networks.graph_run import GraphRun
 
-    large, small = (GraphRun(space.graph(one), bank(space.graph(one)))(batch.views[0]) for one in extremes(space))
+    large, small = (GraphRun(space.graph(one), *bank([space.graph(one)]))(batch.views[0]) for one in extremes(space))
     soft = large.softmax(1).detach()
     expected = torch.nn.functional.cross_entropy(large, batch.labels) - (soft * small.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(loss, expected / 2)
