@@ -99,7 +99,6 @@ class GraphHyperNetwork(nn.Module):
         Raises:
             NasplatError: a parameter of no operation of the graph, or of more than four dimensions.
         """
-        states = self.node_states(graph, shapes)
         places = {operation.name: place for place, operation in enumerate(graph.operations) if operation.name}
         heads = set(graph.outputs.values())
         kernels: dict[str, tuple[int, Shape]] = {}
@@ -110,6 +109,7 @@ class GraphHyperNetwork(nn.Module):
                 why = f"has {len(shape)} dimensions" if place is not None else "belongs to no operation of the graph"
                 raise NasplatError(f"the parameter {name} {why}", "weights of one to four dimensions can be generated")
             (vectors if len(shape) == 1 else kernels)[name] = (place, shape)
+        states = self.node_states(graph, shapes)
         found = dict(self._vectors(graph, states, vectors)) | dict(self._kernels(states, kernels, heads))
         return {name: found[name] for name in shapes}
 

@@ -14,6 +14,8 @@ from nasplat.core.experiment import Data, Train
 from nasplat.core.rank_correlation import kendall
 from nasplat.data.datasets import load_dataset
 from nasplat.networks.shared_weights import SharedWeights, extremes
+from nasplat.search.weight_sources import graph_hypernetwork, make
+from nasplat.search.weights import source_settings
 from nasplat.spaces.families import make_space
 from nasplat.training.evaluate import accuracy, evaluation_loader
 from nasplat.training.fit import fit
@@ -145,3 +147,18 @@ def test_bad_rules_and_spaces_are_told(space: Any, digits: Any) -> None:
         list(accuracies(bank, space, extremes(space), validation(digits), []))
     with pytest.raises(NasplatError, match="made for the space"):
         with_weights(bank, space, extremes(space)[0], [])
+
+
+def test_generated_weights_read_digits(digits: Any) -> None:
+    """A graph hypernetwork that ranks must first of all make networks that work; chance is 10 %."""
+    cells = make_space({"family": "nasbench201", "cells": [1, 1], "channels": 8}, digits.problem)
+    source = graph_hypernetwork(networks=1, channels=16, kernel=3)
+    settings = source_settings(Train(epochs=25, batch_size=64), source, {"lr": 3e-3})
+    module = make(source, cells, 0)
+    objective = SourceObjective(cells, source.rule(cells), make_objective(settings, digits.problem, len(digits.train)))
+    result = fit(module, digits, settings, device=CPU, seed=0, objective=objective)
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    rng = np.random.default_rng(9)
+    unseen = [cells.sample(rng) for _ in range(10)]
+    found = list(accuracies(module, cells, unseen, validation(digits), calibration(digits, CPU)))
+    assert np.median(found) > 0.4
