@@ -37,7 +37,9 @@ class Source:
 
 
 def supernet(
-    kernels: Literal["own", "sliced"] = "own", rule: Literal["uniform", "sandwich"] = "uniform", paths: AtLeast1 = 1
+    kernels: Literal["own", "sliced"] = "own",
+    rule: Literal["uniform", "growing", "sandwich"] = "uniform",
+    paths: AtLeast1 = 1,
 ) -> Source:
     """Weights shared by name and slicing; see `nasplat.networks.shared_weights`.
 

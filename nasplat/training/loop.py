@@ -167,6 +167,7 @@ class _Training:
         network.to(device).to(memory_format=placement.memory_format).train()  # type: ignore[call-overload]
         if shard.world > 1:
             self.network = network = synchronised(network, device)
+        self.tell_share: Callable[[float], None] | None = getattr(objective, "at", None)
         self.extra = objective.module(network)
         if self.extra is not None:
             self.extra.to(device).to(memory_format=placement.memory_format).train()  # type: ignore[call-overload]
@@ -264,6 +265,8 @@ class _Training:
             group["lr"] = learning_rate(self.settings, share)
         if self.settings.drop_path:
             set_drop_path(self.network, self.settings.drop_path * share, self.generator)
+        if self.tell_share is not None:
+            self.tell_share(share)
         loss = training_step(
             self.network,
             self.objective,

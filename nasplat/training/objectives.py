@@ -52,6 +52,7 @@ class Objective(Protocol):
         first_plain: whether the first view must be the image as it is; may be left out.
         culprits: called with `extra`, the names of tasks whose loss is not finite; may be left out.
         identity: what else a checkpoint depends on, as text; may be left out.
+        at: called before every step with the share of the budget, in [0, 1], that is spent; may be left out.
     """
 
     @property

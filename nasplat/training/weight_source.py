@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 GRAPHS = 4096  # of the last networks drawn, which are kept
 CALIBRATION_IMAGES = 512
+GROWN = 0.5  # share of the training after which a space that grows is whole
 
 
 class WeightSource(Protocol):
@@ -59,7 +61,7 @@ class Drawn:
     labelled: int
 
 
-Rule = Callable[[np.random.Generator], Drawn]
+Rule = Callable[[np.random.Generator, float], Drawn]  # which networks a step is of, at this share of the training
 
 
 def uniform(space: SearchSpace, paths: int) -> Rule:
@@ -70,8 +72,33 @@ def uniform(space: SearchSpace, paths: int) -> Rule:
     sub-networks, each with its own loss (Valipour et al., 2023).
     """
 
-    def draw(rng: np.random.Generator) -> Drawn:
+    def draw(rng: np.random.Generator, share: float) -> Drawn:
         return Drawn(tuple(space.sample(rng) for _ in range(paths)), paths)
+
+    return draw
+
+
+def growing(space: SearchSpace, paths: int) -> Rule:
+    """As `uniform`, from a space that grows: ordered choices begin with their first option alone.
+
+    From the middle of training on they have all of them. SMASH lets the number of layers and the largest kernel grow
+    so (Brock et al., 2017); here widths and dilations do too, and a space without ordered choices is whole from the
+    start.
+    """
+    whole = uniform(space, paths)
+
+    def draw(rng: np.random.Generator, share: float) -> Drawn:
+        if share >= GROWN:
+            return whole(rng, share)
+        open_to = {
+            name: max(1, ceil(len(choice.options) * share / GROWN)) if choice.ordered else len(choice.options)
+            for name, choice in space.choices.items()
+        }
+        values = (
+            {name: choice.options[int(rng.integers(open_to[name]))] for name, choice in space.choices.items()}
+            for _ in range(paths)
+        )
+        return Drawn(tuple(map(space.canonical, values)), paths)
 
     return draw
 
@@ -90,14 +117,18 @@ def sandwich(space: SearchSpace, paths: int) -> Rule:
         )
     largest, smallest = extremes(space)
 
-    def draw(rng: np.random.Generator) -> Drawn:
+    def draw(rng: np.random.Generator, share: float) -> Drawn:
         return Drawn((largest, *(space.sample(rng) for _ in range(paths - 2)), smallest), 1)
 
     return draw
 
 
 # Name -> which networks each step is of, from the space and how many.
-RULES: dict[str, Callable[[SearchSpace, int], Rule]] = {"uniform": uniform, "sandwich": sandwich}
+RULES: dict[str, Callable[[SearchSpace, int], Rule]] = {
+    "uniform": uniform,
+    "growing": growing,
+    "sandwich": sandwich,
+}
 
 
 class SourceObjective:
@@ -121,6 +152,10 @@ class SourceObjective:
         self.first_plain = getattr(inner, "first_plain", False)
         self.identity = f"{space.fingerprint} {getattr(inner, 'identity', '')}"
         self._graphs: OrderedDict[str, OperationGraph] = OrderedDict()
+        self._share = 0.0
+
+    def at(self, share: float) -> None:
+        self._share = share
 
     def module(self, network: nn.Module) -> nn.Module | None:
         largest, smallest = extremes(self.space)
@@ -137,7 +172,7 @@ class SourceObjective:
         return extra
 
     def loss(self, network: nn.Module, extra: nn.Module | None, batch: Batch, generator: torch.Generator) -> Tensor:
-        drawn = self.rule(np.random.default_rng(int(torch.randint(2**62, (1,)).numpy()[0])))
+        drawn = self.rule(np.random.default_rng(int(torch.randint(2**62, (1,)).numpy()[0])), self._share)
         losses: list[Tensor] = []
         taught = _Recorded()
         graphs = [self._graph(architecture) for architecture in drawn.architectures]
@@ -233,6 +268,7 @@ def accuracies(
         NasplatError: an architecture of another space, or images without labels.
     """
     check_space(source, space)  # type: ignore[arg-type]
+    source.eval()
     count = sum(len(batch.indices) for batch in batches)
     for architecture in architectures:
         graph = space.graph(architecture)
@@ -260,6 +296,7 @@ def with_weights(
         NasplatError: an architecture of another space.
     """
     check_space(source, space)  # type: ignore[arg-type]
+    source.eval()
     graph = space.graph(architecture)
     run = GraphRun(graph, *source([graph]))
     run.calibrate(calibrated_on)
