@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 OPERATIONS = ("none", "skip_connect", "conv_1x1", "conv_3x3", "avg_pool_3x3")
 NODES = 4
 EDGES = tuple((source, target) for target in range(1, NODES) for source in range(target))
+CHANNELS = "channels"
 
 
 class NasBench201Space(SearchSpace):
@@ -45,7 +46,8 @@ class NasBench201Space(SearchSpace):
         problem: what is to be learned.
         operations: what an edge can be.
         cells: a stage: a number for each of three stages, or a list. The benchmark has 5.
-        channels: of the first stage; each stage doubles them. The benchmark has 16.
+        channels: of the first stage; each stage doubles them. The benchmark has 16. A list of several makes them a
+            choice, so that a supernet holds the networks of all widths, the narrower ones within the wider.
     """
 
     def __init__(
@@ -54,41 +56,54 @@ class NasBench201Space(SearchSpace):
         *,
         operations: tuple[str, ...] = OPERATIONS,
         cells: int | tuple[int, ...] = 5,
-        channels: int = 16,
+        channels: int | Sequence[int] = 16,
     ) -> None:
         self.problem = problem
         self.operations = check_operations(tuple(operations))
         if len(self.operations) ** len(EDGES) > 300_000:
             raise NasplatError(f"operations: {len(self.operations)} are too many for six edges", "list at most eight")
-        self.stack = Stack.of(cells, channels, stem_multiplier=1)
-        self.choices: Mapping[str, Choice] = {_name(edge): Choice(_name(edge), self.operations) for edge in EDGES}
+        widths = (channels,) if isinstance(channels, int) else tuple(channels)
+        if not widths:
+            raise NasplatError("channels: an empty list makes no network", "give a number, or several to choose from")
+        self.stacks = {width: Stack.of(cells, width, stem_multiplier=1) for width in widths}
+        self._first_width = widths[0]
+        table = [Choice(_name(edge), self.operations) for edge in EDGES]
+        if len(widths) > 1:
+            table.append(Choice(CHANNELS, widths, ordered=True))
+        self.choices: Mapping[str, Choice] = {choice.name: choice for choice in table}
         self.identity: Mapping[str, Any] = {
             "family": "nasbench201",
             "operations": list(self.operations),
-            "cells": list(self.stack.cells),
-            "channels": channels,
+            "cells": list(self.stacks[self._first_width].cells),
+            "channels": list(widths) if len(widths) > 1 else widths[0],
             "problem": problem.to_json(),
         }
 
     def settle(self, values: Values) -> Values:
         chosen = tuple(str(values[_name(edge)]) for edge in EDGES)
         settled = _first_of_class(self.operations)[canonical_form(chosen)]
-        return {_name(edge): operation for edge, operation in zip(EDGES, settled, strict=True)}
+        cell = {_name(edge): operation for edge, operation in zip(EDGES, settled, strict=True)}
+        return {name: cell.get(name, values[name]) for name in self.choices}
 
     def enumerate(self) -> Iterator[Architecture]:
         for chosen in _first_of_class(self.operations).values():
-            values: dict[str, Option] = dict(zip(self.choices, chosen, strict=True))
-            yield Architecture(self.fingerprint, values)
+            for width in self.stacks:
+                values: dict[str, Option] = dict(zip(map(_name, EDGES), chosen, strict=True))
+                values[CHANNELS] = width
+                yield Architecture(self.fingerprint, {name: values[name] for name in self.choices})
+
+    def stack_of(self, values: Values) -> Stack:
+        """The stack of the width that values choose."""
+        return self.stacks[int(values.get(CHANNELS, self._first_width))]
 
     @cached_property
-    def _stem(self) -> tuple[Cost, Shape]:
-        builder = GraphBuilder(self.problem.input_shape)
-        node = self._emit_stem(builder)
-        return cost_of(builder.finish({"stem": node}, {})), builder.shape(node)
+    def _stems(self) -> dict[int, tuple[Cost, Shape]]:
+        return {width: self._stem(width) for width in self.stacks}
 
-    def _emit_stem(self, builder: GraphBuilder) -> int:
-        node = builder.conv2d(builder.input, self.stack.channels, 3, name="stem.conv")
-        return builder.batch_norm(node, name="stem.norm")
+    def _stem(self, channels: int) -> tuple[Cost, Shape]:
+        builder = GraphBuilder(self.problem.input_shape)
+        node = _emit_stem(builder, channels)
+        return cost_of(builder.finish({"stem": node}, {})), builder.shape(node)
 
     def program(self, values: Values) -> Program:
         """The steps of the cell. Edges from which no way leads to the output are left out."""
@@ -118,12 +133,12 @@ class NasBench201Space(SearchSpace):
         return {"cell": Drawing(tuple(nodes), tuple(edges))}
 
     def graph(self, architecture: Architecture) -> OperationGraph:
-        program = self.program(architecture.values)
+        program, stack = self.program(architecture.values), self.stack_of(architecture.values)
         builder = GraphBuilder(self.problem.input_shape)
-        node = self._emit_stem(builder)
+        node = _emit_stem(builder, stack.channels)
         taps: dict[str, int] = {}
-        channels = self.stack.channels
-        for position, kind in enumerate(self.stack.kinds):
+        channels = stack.channels
+        for position, kind in enumerate(stack.kinds):
             if kind == NORMAL:
                 frame = Frame(channels, builder.shape(node)[1:])
                 node = cell_program.emit(program, builder, None, node, frame, f"cells.{position}")
@@ -135,10 +150,11 @@ class NasBench201Space(SearchSpace):
 
     def cost(self, architecture: Architecture) -> Cost:
         plan = cell_program.plan(self.program(architecture.values))
-        stem, shape = self._stem
+        stack = self.stack_of(architecture.values)
+        channels = stack.channels
+        stem, shape = self._stems[channels]
         macs, params, peak = stem.macs, stem.params, stem.peak_bytes
-        channels = self.stack.channels
-        for stage, count in enumerate(self.stack.cells):
+        for stage, count in enumerate(stack.cells):
             if stage > 0:
                 channels *= 2
                 reduction, shape = _reduction_cost(shape, channels)
@@ -156,6 +172,11 @@ class NasBench201Space(SearchSpace):
         from nasplat.networks.graph_network import build_network
 
         return build_network(self.graph(architecture))
+
+
+def _emit_stem(builder: GraphBuilder, channels: int) -> int:
+    node = builder.conv2d(builder.input, channels, 3, name="stem.conv")
+    return builder.batch_norm(node, name="stem.norm")
 
 
 def _name(edge: tuple[int, int]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nasplat.core.cost import Cost, cost_of
+from nasplat.core.errors import NasplatError
 from nasplat.core.problem import classification
 from nasplat.spaces.nasbench201 import EDGES, OPERATIONS, NasBench201Space, canonical_form
 from tests.spaces.naive_cells import nasbench201 as run_naively
@@ -166,3 +167,19 @@ def test_a_cell_of_nothing_is_a_network_too() -> None:
     assert isinstance(space.cost(nothing), Cost)
     assert space.cost(nothing) == cost_of(space.graph(nothing))
     assert space.build(nothing)(torch.zeros(2, 3, 7, 7)).shape == (2, 4)
+
+
+def test_several_widths_are_a_choice_and_each_is_the_space_of_that_width() -> None:
+    """Lost otherwise: a supernet of nested widths whose costs are those of other networks."""
+    problem = classification((1, 14, 14), 10)
+    wide = NasBench201Space(problem, cells=1, channels=[4, 6])
+    assert tuple(wide.choices)[-1] == "channels" and wide.count() == 2 * 5**6
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        one = wide.sample(rng)
+        alone = NasBench201Space(problem, cells=1, channels=int(one.values["channels"]))
+        cell = {name: option for name, option in one.values.items() if name != "channels"}
+        assert wide.cost(one) == alone.cost(alone.canonical(cell))
+        assert wide.graph(one) == alone.graph(alone.canonical(cell))
+    with pytest.raises(NasplatError, match="channels"):
+        NasBench201Space(problem, channels=[])
