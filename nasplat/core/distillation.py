@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nasplat.core.section import Section
 
@@ -33,7 +33,7 @@ class Distillation(Section):
     teachers: list[Teacher] = Field(
         default_factory=list, description="default: of a pruned network the one that it was"
     )
-    weights: dict[str, float] = Field(
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"logits": 1.0},
         description="by objective: logits, decoupled, logit_mse, specialists, hint, attention, relation",
     )
@@ -47,5 +47,12 @@ class Distillation(Section):
     )
     discriminator: float = Field(0.0, ge=0, description="weight of an adversarial loss on logits")
     cache: bool = Field(
-        False, description="ask the teachers once for all images; only where images are not augmented (augment: [])"
+        False,
+        description="ask the teachers for soft labels once; only where images are not augmented (augment: [])",
     )
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Distillation:
+        if not any(self.weights.values()) and not self.labels and not self.discriminator:
+            raise ValueError("distill has nothing to learn from: weights: {logits: 1}, or labels: 1")
+        return self

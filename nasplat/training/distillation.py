@@ -262,3 +262,18 @@ def _check(settings: Distillation, networks: Sequence[nn.Module], groups: Sequen
         )
     if any(settings.weights.get(name) for name in FEATURE_OBJECTIVES) and not settings.pairs:
         raise NasplatError("objectives of features need pairs", "pairs: {layer of student: layer of teacher}")
+    if settings.pairs and not any(settings.weights.get(name) for name in FEATURE_OBJECTIVES):
+        known = ", ".join(FEATURE_OBJECTIVES)
+        raise NasplatError(
+            "pairs are for objectives of features, and none has a weight", f"give one of {known} a weight"
+        )
+    soft = settings.discriminator or any(settings.weights.get(name) for name in ("logits", "decoupled"))
+    others = [name for name, weight in settings.weights.items() if weight and name not in ("logits", "decoupled")]
+    direct = [name for name in others if name in LOGIT_OBJECTIVES]
+    if settings.choice == "better" and (direct or not soft):
+        raise NasplatError(
+            f"choice: better chooses soft labels, and objective {[*direct, *others, 'cross-entropy'][0]} looks at none",
+            "use weights: {logits: 1} or {decoupled: 1} with it",
+        )
+    if settings.cache and not soft:
+        raise NasplatError("cache keeps soft labels, and these objectives need none", "leave cache out")

@@ -254,6 +254,8 @@ def test_another_teacher_is_another_training() -> None:
         ({"objective": "simclr"}, "simclr"),
         ({"distill": {"cache": True}}, "augment"),
         ({"auxiliary": 0.4}, "auxiliary"),
+        ({"distill": {"weights": {"logits": -1.0}}}, "greater than or equal to 0"),
+        ({"distill": {"weights": {"logits": 0.0}}}, "nothing to learn from"),
     ],
 )
 def test_what_cannot_be_joined_with_distillation_is_said(changes: dict, word: str) -> None:
@@ -270,6 +272,10 @@ def test_what_cannot_be_joined_with_distillation_is_said(changes: dict, word: st
         (net(4), {"weights": {"hint": 1.0}, "pairs": {"9": "0"}}, "no module '9'"),
         (net(4), {"weights": {"logit": 1.0}}, "no objective 'logit'"),
         (net(4), {"weights": {"attention": 1.0}}, "need pairs"),
+        (net(4), {"pairs": {"0": "0"}}, "none has a weight"),
+        (net(4), {"choice": "better", "weights": {"logit_mse": 1.0}}, "logit_mse looks at none"),
+        (net(4), {"choice": "better", "weights": {}, "labels": 1.0}, "cross-entropy looks at none"),
+        (net(4), {"cache": True, "weights": {"logit_mse": 1.0}}, "need none"),
     ],
 )
 def test_what_does_not_fit_is_said(teacher: nn.Module, changes: dict, word: str) -> None:
