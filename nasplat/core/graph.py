@@ -156,6 +156,11 @@ class GraphBuilder:
     def global_avg_pool(self, node: int) -> int:
         return self._append("global_avg_pool", (node,), (self.shape(node)[0], 1, 1))
 
+    def global_max_pool(self, node: int) -> int:
+        channels, *sides = self.shape(node)
+        size = tuple(sides)
+        return self._append("max_pool", (node,), (channels, 1, 1), kernel=size, stride=size, padding=(0, 0))
+
     def flatten(self, node: int) -> int:
         return self._append("flatten", (node,), (self.shape(node)[0],))
 

@@ -7,6 +7,7 @@ All convolutions follow the order activation, convolution, normalisation (NASNet
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import gcd
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import GraphBuilder
@@ -18,8 +19,11 @@ NONE = "none"
 IDENTITY = "skip_connect"
 
 
-def convolution(*kernels: int | tuple[int, int], dilation: int = 1) -> Emit:
-    """ReLU, convolution, batch norm, once for every kernel; the first carries the stride."""
+def convolution(*kernels: int | tuple[int, int], dilation: int = 1, groups: int = 1) -> Emit:
+    """ReLU, convolution, batch norm, once for every kernel; the first carries the stride.
+
+    There are so many groups, or as many fewer as divide the channels.
+    """
 
     def emit(builder: GraphBuilder, node: int, out_channels: int, stride: int, name: str) -> int:
         for position, kernel in enumerate(kernels):
@@ -31,6 +35,7 @@ def convolution(*kernels: int | tuple[int, int], dilation: int = 1) -> Emit:
                 name=f"{prefix}.conv",
                 stride=stride if position == 0 else 1,
                 dilation=dilation,
+                groups=gcd(groups, builder.shape(node)[0], out_channels),
             )
             node = builder.batch_norm(node, name=f"{prefix}.norm")
         return node
@@ -68,6 +73,15 @@ def pool(kind: str, kernel: int) -> Emit:
     return emit
 
 
+def squeeze_excite(builder: GraphBuilder, node: int, out_channels: int, stride: int, name: str) -> int:
+    """Every channel scaled by what the pooled image says (Hu et al., 2018); stride and width by a 1x1 convolution."""
+    if stride > 1 or builder.shape(node)[0] != out_channels:
+        node = convolution(1)(builder, node, out_channels, stride, f"{name}.project")
+    scale = builder.conv2d(builder.global_avg_pool(node), max(1, out_channels // 4), name=f"{name}.reduce", bias=True)
+    scale = builder.conv2d(builder.activation(scale), out_channels, name=f"{name}.restore", bias=True)
+    return builder.multiply(node, builder.activation(scale, "hard_sigmoid"))
+
+
 def factorised_reduction(builder: GraphBuilder, node: int, out_channels: int, stride: int, name: str) -> int:
     """Halves height and width without losing pixels: two strided 1x1 convolutions, one of them shifted by a pixel."""
     node = builder.activation(node)
@@ -91,6 +105,8 @@ OPERATIONS: Mapping[str, Emit] = {
     "avg_pool_3x3": pool("avg_pool", 3),
     "conv_1x1": convolution(1),
     "conv_3x3": convolution(3),
+    "conv_5x5": convolution(5),
+    "group_conv_3x3": convolution(3, groups=8),
     "conv_1x3_3x1": convolution((1, 3), (3, 1)),
     "conv_1x7_7x1": convolution((1, 7), (7, 1)),
     "dil_conv_3x3": depthwise_separable(3, repeats=1, dilation=2),
@@ -99,6 +115,7 @@ OPERATIONS: Mapping[str, Emit] = {
     "sep_conv_3x3": depthwise_separable(3, repeats=2),
     "sep_conv_5x5": depthwise_separable(5, repeats=2),
     "sep_conv_7x7": depthwise_separable(7, repeats=2),
+    "squeeze_excite": squeeze_excite,
     REDUCE: factorised_reduction,
     ALIGN: convolution(1),
     SQUEEZE: convolution(1),

@@ -181,17 +181,22 @@ class DartsSpace(SearchSpace):
         programs = {}
         for kind in self.kinds:
             builder = ProgramBuilder(reduction=kind == REDUCTION, align=True)
-            nodes: list[int | None] = []
-            for number, edges in enumerate(_edges(kind, values, self.nodes)):
-                parts = []
-                for edge, (source, operation) in enumerate(edges, start=1):
-                    if operation == NONE:
-                        continue
-                    tensor = builder.input(source) if source < 2 else nodes[source - 2]
-                    parts.append(builder.apply(operation, tensor, f"node{number}.op{edge}", from_input=source < 2))
-                nodes.append(builder.add(parts))
+            nodes = self.append_nodes(builder, kind, values)
             programs[kind] = builder.finish(nodes)
         return programs
+
+    def append_nodes(self, builder: ProgramBuilder, kind: str, values: Values) -> list[int | None]:
+        """The steps of all nodes of a cell; None for a node that is the sum of nothing."""
+        nodes: list[int | None] = []
+        for number, edges in enumerate(_edges(kind, values, self.nodes)):
+            parts = []
+            for edge, (source, operation) in enumerate(edges, start=1):
+                if operation == NONE:
+                    continue
+                tensor = builder.input(source) if source < 2 else nodes[source - 2]
+                parts.append(builder.apply(operation, tensor, f"node{number}.op{edge}", from_input=source < 2))
+            nodes.append(builder.add(parts))
+        return nodes
 
     def drawings(self, architecture: Architecture) -> dict[str, Drawing]:
         """Each kind of cell: nodes as boxes, operations on the arrows."""

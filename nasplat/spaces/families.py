@@ -16,6 +16,7 @@ from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
 from nasplat.spaces.branching import BranchingSpace
 from nasplat.spaces.darts import DartsSpace
+from nasplat.spaces.diverse import DiverseSpace
 from nasplat.spaces.mbconv import MBConvSpace
 from nasplat.spaces.nasbench201 import NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
     "nasbench201": NasBench201Space,
     "mbconv": MBConvSpace,
+    "diverse": DiverseSpace,
     "pruning": PruningSpace,
     "branching": BranchingSpace,
     "tabular": TabularSpace,

@@ -15,6 +15,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "darts": {"cells": [1, 1], "channels": 4},
     "nasbench201": {"cells": 1, "channels": 4},
     "mbconv": {"widths": [0.5, 1.0], "depths": [1, 2], "squeeze_excite": True},
+    "diverse": {"channels": [4, 6], "cells": [1, 2]},
 }
 PROBLEM = classification((3, 9, 8), 10)
 

@@ -49,6 +49,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "depths": [1],
         "divisor": 4,
     },
+    "diverse": {"channels": [2, 4], "cells": [1], "stages": 2, "nodes": 2},
     "user": {"function": USER, "channels": 2},
     "pruning": {"model": RESIDUAL, "ratios": [0.25, 0.5]},
 }
@@ -58,6 +59,18 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "darts": {"operations": ["none"], "nodes": 1, "cells": [1]},
     "nasbench201": {"operations": ["conv_3x3"], "cells": [1]},
     "mbconv": {"operations": ["identity"], "stages": [{"channels": 4, "stride": 1, "layers": 2}]},
+    "diverse": {
+        "operations": ["conv_3x3"],
+        "nodes": 1,
+        "stages": 1,
+        "channels": [2],
+        "cells": [1],
+        "stems": ["conv_3x3"],
+        "norms": ["none"],
+        "blocks": ["bottleneck"],
+        "combiners": ["add"],
+        "poolings": ["max"],
+    },
     "user": {"function": "tests.spaces.example_networks:fixed"},
     "pruning": {"model": RESIDUAL, "ratios": [1.0], "depth": False},
 }
@@ -79,6 +92,10 @@ GOLDEN: dict[str, tuple[str, str]] = {
     "mbconv": (
         "e61b69a4e3208ed9d061bdca2ffb63f97be6a0ebdc8ce9fd3951c52769bba1e7",
         "f91541a481cbbdac8802ae53ead8805ad08fd0918812a773a28d61272527bd0f",
+    ),
+    "diverse": (
+        "c1898c456500e95bececed640972be7420f20c977243b4a80e1647ad4deeea5f",
+        "bf8b03afa1a759d1587e16ad52177921d3dadfa5e4b5bcb8b201e87a40e16d37",
     ),
     "user": (
         "7e8878d53f72a00d8c4eba6a45f4d23c85211c29612b1a8f3299b3e19184fd60",
