@@ -130,14 +130,15 @@ class MadeRecurrent(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(len(shapes), settings.embedding))
         self.places = nn.Parameter(torch.empty(max(self.chunks), settings.embedding))
         size = settings.embedding + condition_size
-        self.lstm = skip_init(nn.LSTM, size, settings.state)
+        # A cell, run layer by layer: of a whole LSTM torch computes other last digits where no gradients are wanted.
+        self.cell = skip_init(nn.LSTMCell, size, settings.state)
         self.layers = _perceptron((settings.state + size + settings.embedding, *settings.hidden, settings.chunk))
 
     @torch.no_grad()
     def reset(self, rng: torch.Generator | None) -> None:
         nn.init.normal_(self.embeddings, generator=rng)
         nn.init.normal_(self.places, generator=rng)
-        for parameter in self.lstm.parameters():
+        for parameter in self.cell.parameters():
             if parameter.dim() > 1:
                 for gate in parameter.chunk(4):
                     _kaiming(gate, 1.0, rng)
@@ -147,8 +148,12 @@ class MadeRecurrent(nn.Module):
 
     def forward(self, condition: Tensor | None) -> list[Tensor]:
         inputs = _beside(self.embeddings, condition)  # (layers, size)
-        states, _ = self.lstm(inputs[:, None])
-        layers = torch.cat([states[:, 0], inputs], 1)
+        both: tuple[Tensor, Tensor] | None = None  # the state, and the cell's memory
+        states = []
+        for layer in inputs.split(1):
+            both = self.cell(layer, both)
+            states.append(both[0])
+        layers = torch.cat([torch.cat(states), inputs], 1)
         rows = [
             torch.cat([layer.expand(count, -1), self.places[:count]], 1)
             for layer, count in zip(layers, self.chunks, strict=True)

@@ -93,7 +93,7 @@ class StaticKernels(nn.Module):
         (rows, columns), shape = self.grids[position], self.shapes[position]
         grid = tiles.unflatten(0, (rows, columns)).transpose(1, 2)  # rows, out, columns, in, height, width
         whole = grid.flatten(2, 3).flatten(0, 1)
-        return whole[: shape[0], : shape[1]].reshape(shape)
+        return whole[: shape[0], : shape[1]].reshape(shape).contiguous()
 
 
 class BasicKernels(nn.Module):

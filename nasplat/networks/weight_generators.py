@@ -11,7 +11,7 @@ Weight decay acts on what generates weights, not on the weights themselves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from nasplat.networks.static_kernels import Static, StaticKernels, unsupported
 from nasplat.networks.weight_conditions import MIP, Condition, Parametrisation, make_encoder
 
 Shape = tuple[int, ...]
-
-
 GeneratorSettings = Static | Dense | Chunked | Recurrent
 
 
