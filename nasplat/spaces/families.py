@@ -21,6 +21,7 @@ from nasplat.spaces.mbconv import MBConvSpace
 from nasplat.spaces.nasbench201 import NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
 from nasplat.spaces.pruning import PruningSpace
+from nasplat.spaces.resnet import ResNetSpace
 from nasplat.spaces.tabular import TabularSpace
 from nasplat.spaces.user import UserSpace
 
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
     "nasbench201": NasBench201Space,
     "mbconv": MBConvSpace,
+    "resnet": ResNetSpace,
     "diverse": DiverseSpace,
     "pruning": PruningSpace,
     "branching": BranchingSpace,

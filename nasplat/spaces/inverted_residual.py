@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import GraphBuilder
+from nasplat.spaces.chain import rounded
 
 IDENTITY = "identity"
 
@@ -20,10 +21,6 @@ class Layer(NamedTuple):
     in_channels: int
     out_channels: int
     stride: int
-
-    def changes(self, in_channels: int, out_channels: int, stride: int) -> bool:
-        """Whether this is how the layer changes shapes."""
-        return self[2:] == (in_channels, out_channels, stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +71,6 @@ class Block:
         scale = builder.conv2d(scale, rounded(channels / 4, self.divisor), 1, name=f"{name}.reduce", bias=True)
         scale = builder.conv2d(builder.activation(scale), channels, 1, name=f"{name}.restore", bias=True)
         return builder.multiply(node, builder.activation(scale, "hard_sigmoid"))
-
-
-def rounded(channels: float, divisor: int) -> int:
-    """The multiple of `divisor` that is nearest to a number of channels, at least one times."""
-    return max(divisor, int(channels / divisor + 0.5) * divisor)
 
 
 def kernel_and_expansion(operation: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Option
@@ -16,6 +17,8 @@ from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.mbconv import MBConvSpace
 from nasplat.spaces.nasbench201 import EDGES, NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
+from nasplat.spaces.residual_block import Block
+from nasplat.spaces.resnet import ResNetSpace
 from nasplat.spaces.tabular import TabularSpace
 
 # A node or block: twice an operation and the tensor that it reads (0 and 1: the cells before; 2: the first node).
@@ -30,12 +33,12 @@ class KnownNetwork:
     Args:
         source: paper and year.
         family: the spaces that can hold it.
-        values: its value of every choice; of a space, where they depend on its stages.
+        values: its value of every choice; of a space, where they depend on its stages, or what the space lacks.
     """
 
     source: str
     family: type[SearchSpace]
-    values: Assignment | Callable[[MBConvSpace], Assignment]
+    values: Assignment | Callable[[Any], Assignment | str]
 
 
 def known_networks(space: SearchSpace) -> dict[str, Architecture]:
@@ -68,7 +71,9 @@ def _values(space: SearchSpace, network: KnownNetwork) -> Assignment | str:
     inside = space.network if isinstance(space, TabularSpace) else space
     if not isinstance(inside, network.family):
         return "it is of another family of spaces"
-    values = network.values if isinstance(network.values, Mapping) else network.values(inside)  # type: ignore[arg-type]
+    values = network.values if isinstance(network.values, Mapping) else network.values(inside)
+    if isinstance(values, str):
+        return values
     if values.keys() != inside.choices.keys():
         return "its cells have other numbers of nodes or kinds than those of this space"
     for name, choice in inside.choices.items():
@@ -121,6 +126,30 @@ def _throughout(operation: str) -> Callable[[MBConvSpace], Assignment]:
             else:
                 found[name] = operation
         return found
+
+    return values
+
+
+def _residual(block: str, depths: tuple[int, ...], *, cifar: bool = False) -> Callable[[ResNetSpace], Assignment | str]:
+    """A ResNet of so many blocks a stage, as torchvision has it, or for CIFAR with shortcuts without parameters."""
+    first, stem, shortcut = (16, "cifar", "padded") if cifar else (64, "imagenet", "projection")
+
+    def values(space: ResNetSpace) -> Assignment | str:
+        kind = space.kind
+        wanted = {"block": block, "shortcut": shortcut, "stem": stem, "activation": "relu"}
+        found = {"block": kind.block, "shortcut": kind.shortcut, "stem": space.stem, "activation": kind.activation}
+        for name, value in wanted.items():
+            if found[name] != value:
+                return f"its {name} is {found[name]}, and not {value}"
+        chain, channels = [], first
+        for stage, depth in enumerate(depths):
+            inner = first * 2**stage
+            width = inner if block == "basic" else 4 * inner
+            for number in range(depth):
+                chain.append(Block("", 3, inner, channels, width, 2 if stage and not number else 1))
+                channels = width
+        spelled = space.spelled(chain)
+        return "its stages, widths, depths, expansions and kernels make other networks" if spelled is None else spelled
 
     return values
 
@@ -201,5 +230,20 @@ KNOWN: Mapping[str, KnownNetwork] = {
             _throughout(f"mb_k{kernel}_e{expansion}"),
         )
         for kernel, expansion in ((3, 3), (5, 3), (5, 6), (7, 3), (7, 6))
+    },
+    **{
+        f"resnet{6 * blocks + 2}": KnownNetwork(
+            "He et al., ResNet, 2016, for CIFAR", ResNetSpace, _residual("basic", (blocks,) * 3, cifar=True)
+        )
+        for blocks in (3, 5, 7, 9, 18)
+    },
+    **{
+        name: KnownNetwork("He et al., ResNet, 2016, for ImageNet", ResNetSpace, _residual(block, depths))
+        for name, block, depths in (
+            ("resnet18", "basic", (2, 2, 2, 2)),
+            ("resnet34", "basic", (3, 4, 6, 3)),
+            ("resnet50", "bottleneck", (3, 4, 6, 3)),
+            ("resnet101", "bottleneck", (3, 4, 23, 3)),
+        )
     },
 }

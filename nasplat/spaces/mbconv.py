@@ -8,21 +8,19 @@ Search, 2021) is one instance: `search_spaces/nas_bench_macro.yaml`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Choice, Option, Values
-from nasplat.core.cost import Cost, cost_of
-from nasplat.core.drawing import Drawing, Edge, Node
+from nasplat.core.cost import Cost
+from nasplat.core.drawing import Drawing, Node
 from nasplat.core.errors import NasplatError
-from nasplat.core.graph import GraphBuilder, OperationGraph, Shape
+from nasplat.core.graph import GraphBuilder, OperationGraph
 from nasplat.core.problem import Problem
 from nasplat.core.space import SearchSpace
+from nasplat.spaces.chain import ACTIVATIONS, ChainNetwork, by, elastic_stages, listed, one_of, spell, whole
 from nasplat.spaces.heads import finish_with_heads
-from nasplat.spaces.inverted_residual import IDENTITY, Block, Layer, kernel_and_expansion, rounded
+from nasplat.spaces.inverted_residual import IDENTITY, Block, Layer, kernel_and_expansion
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,16 +32,6 @@ STAGES = (
     {"channels": 40, "stride": 2, "layers": 3},
     {"channels": 80, "stride": 2, "layers": 3},
 )
-ACTIVATIONS = ("relu", "relu6", "silu", "hard_swish")
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Layers of one width; the first of them changes height and width by `stride`, and the channels."""
-
-    channels: int
-    stride: int
-    layers: int
 
 
 class MBConvSpace(SearchSpace):
@@ -95,28 +83,24 @@ class MBConvSpace(SearchSpace):
         divisor: int = 8,
     ) -> None:
         self.problem = problem
-        places = [_stage(stage, number) for number, stage in enumerate(_list("stages", stages), 1)]
-        operations, depths = _list("operations", operations), _list("depths", depths, may_be_empty=True)
-        widths = tuple(float(width) for width in _list("widths", widths))
+        operations, depths = listed("operations", operations), listed("depths", depths, may_be_empty=True)
+        widths = tuple(float(width) for width in listed("widths", widths))
         for operation in operations:
             if operation != IDENTITY:
                 kernel_and_expansion(str(operation))
-        for depth in depths:
-            _whole("a depth", depth)
-        if min(widths) <= 0:
-            raise NasplatError(f"widths are {list(widths)}", "each must be a number above 0")
-        if activation not in ACTIVATIONS:
-            raise NasplatError(f"unknown activation {activation!r}", f"choose one of {', '.join(ACTIVATIONS)}")
+        plain, self._stages = elastic_stages(
+            listed("stages", stages), widths, depths, whole("divisor", divisor), "layer"
+        )
         self.operations = operations
-        self.stem_channels = _whole("stem_channels", stem_channels)
-        self.stem_stride = _whole("stem_stride", stem_stride)
-        self.last_channels = _whole("last_channels", last_channels, 0)
+        self.stem_channels = whole("stem_channels", stem_channels)
+        self.stem_stride = whole("stem_stride", stem_stride)
+        self.last_channels = whole("last_channels", last_channels, 0)
         if not isinstance(squeeze_excite, bool):
             raise NasplatError(f"squeeze_excite is {squeeze_excite!r}", "it must be true or false")
-        self.block = Block(activation, squeeze_excite, _whole("divisor", divisor))
+        self.block = Block(one_of("activation", activation, ACTIVATIONS), squeeze_excite, divisor)
         self.identity = {
             "family": "mbconv",
-            "stages": [asdict(stage) for stage in places],
+            "stages": plain,
             "operations": list(operations),
             "widths": list(widths),
             "depths": list(depths),
@@ -128,22 +112,22 @@ class MBConvSpace(SearchSpace):
             "divisor": divisor,
             "problem": problem.to_json(),
         }
-        self._places = [
-            _Place.of(f"stage{number}", stage, widths, depths, divisor) for number, stage in enumerate(places, 1)
-        ]
-        self.choices = {choice.name: choice for place in self._places for choice in place.choices(operations)}
-        self._layer_costs: dict[tuple[Any, ...], Cost] = {}
-        self._head_costs: dict[tuple[int, ...], Cost] = {}
+        self.choices = {
+            choice.name: choice
+            for stage in self._stages
+            for choice in (*stage.choices(), *(Choice(name, operations) for name in stage.layers))
+        }
+        last_stage = self._stages[-1].layers if len(self._stages) > 1 else ()
+        self._network = ChainNetwork(problem, last_stage, self._stem, self.block.append, self._head)
 
     def layers(self, values: Values) -> list[Layer]:
         """The live layers that values stand for, in order."""
         chain = []
         channels = self.stem_channels
-        for place in self._places:
-            out_channels = place.channels[values.get(place.width, place.first_width)]
-            depth = int(values.get(place.depth, place.first_depth))
-            stride = place.stride
-            for name in place.layers[:depth]:
+        for stage in self._stages:
+            out_channels, names = stage.size(values)
+            stride = stage.stride
+            for name in names:
                 operation = values[name]
                 if operation != IDENTITY or stride != 1 or channels != out_channels:
                     chain.append(Layer(name, operation, channels, out_channels, stride))  # type: ignore[arg-type]
@@ -151,90 +135,35 @@ class MBConvSpace(SearchSpace):
         return chain
 
     def settle(self, values: Values) -> Values:
-        spelled = self._spell(self.layers(values), 0, self.stem_channels)
+        chain = self.layers(values)
+        spelled = spell(chain, self._stages, self.stem_channels, spare=IDENTITY in self.operations)
         assert spelled is not None  # the values themselves spell it
-        return {name: spelled[name] for name in self.choices}
-
-    def _spell(self, chain: list[Layer], stage: int, channels: int) -> dict[str, Option] | None:
-        """The first assignment of the stages from `stage` on that yields exactly these layers, if there is one."""
-        if stage == len(self._places):
-            return None if chain else {}
-        place = self._places[stage]
-        for width, out_channels in place.channels.items():
-            changes_shape = place.stride != 1 or out_channels != channels
-            if changes_shape and not (chain and chain[0].changes(channels, out_channels, place.stride)):
-                continue
-            least = most = int(changes_shape)
-            while most < min(len(chain), len(place.layers)) and chain[most].changes(out_channels, out_channels, 1):
-                most += 1
-            for used in range(most, least - 1, -1):
-                depth = self._depth(place, used)
-                rest = None if depth is None else self._spell(chain[used:], stage + 1, out_channels)
-                if depth is not None and rest is not None:
-                    chosen = [layer.operation for layer in chain[:used]] + [IDENTITY] * (depth - used)
-                    chosen += [self.operations[0]] * (len(place.layers) - depth)
-                    layers = dict(zip(place.layers, chosen, strict=True))
-                    return {place.width: width, place.depth: depth, **layers, **rest}
-        return None
-
-    def _depth(self, place: _Place, used: int) -> int | None:
-        """The smallest depth that holds so many layers, if any; what it holds besides must be able to be nothing."""
-        fitting = (depth for depth in place.depths if depth == used or (depth > used and IDENTITY in self.operations))
-        return min(fitting, default=None)
+        found: dict[str, Option] = {}
+        for stage, one in zip(self._stages, spelled, strict=True):
+            chosen = [layer.operation for layer in chain[: one.used]] + [IDENTITY] * (one.depth - one.used)
+            chosen += [self.operations[0]] * (len(stage.layers) - one.depth)
+            found |= {stage.width: one.width, stage.depth: one.depth, **dict(zip(stage.layers, chosen, strict=True))}
+            chain = chain[one.used :]
+        return {name: found[name] for name in self.choices}
 
     def graph(self, architecture: Architecture) -> OperationGraph:
-        builder = GraphBuilder(self.problem.input_shape)
-        node = self._stem(builder)
-        taps: dict[str, int] = {}
-        for layer in self.layers(architecture.values):
-            if len(self._places) > 1 and layer.name in self._places[-1].layers:
-                # What the last stage reads: the output of the stages before it.
-                taps.setdefault("auxiliary", node)
-            node = self.block.append(builder, node, layer)
-        return self._head(builder, node, taps)
+        return self._network.graph(self.layers(architecture.values))
 
     def cost(self, architecture: Architecture) -> Cost:
-        """Equal to `cost_of(graph(…))`, as a sum over the layers; each distinct layer is counted once in a lifetime.
-
-        Between two layers one tensor is live, so that the peak of the chain is the largest peak of its parts.
-        """
-        part, (_, height, width) = self._stem_cost
-        macs, params, peak = part.macs, part.params, part.peak_bytes
-        channels = self.stem_channels
-        costs = self._layer_costs
-        for layer in self.layers(architecture.values):
-            _, operation, channels_before, channels, stride = layer
-            key = (operation, channels_before, channels, stride, height, width)
-            if key not in costs:
-                builder = GraphBuilder((channels_before, height, width))
-                costs[key] = cost_of(builder.finish({"": self.block.append(builder, builder.input, layer)}, {}))
-            part = costs[key]
-            macs += part.macs
-            params += part.params
-            if part.peak_bytes > peak:
-                peak = part.peak_bytes
-            height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
-        part = self._head_cost(channels, height, width)
-        return Cost(macs + part.macs, params + part.params, max(peak, part.peak_bytes))
+        return self._network.cost(self.layers(architecture.values))
 
     def drawings(self, architecture: Architecture) -> dict[str, Drawing]:
         """The network as one row of boxes, a layer each."""
-        nodes = [Node("input", "input " + "×".join(map(str, self.problem.input_shape)), "input")]
-        nodes.append(Node("stem", f"conv 3×3 → {self.stem_channels}" + _by(self.stem_stride), "convolution"))
+        stem = [Node("stem", f"conv 3×3 → {self.stem_channels}" + by(self.stem_stride), "convolution")]
+        layers = []
         for layer in self.layers(architecture.values):
             label, kind = "conv 1×1", "convolution"
             if layer.operation != IDENTITY:
                 kernel, expansion = kernel_and_expansion(layer.operation)
                 label, kind = f"MB {kernel}×{kernel}, expand {expansion}", "separable"
-            nodes.append(Node(layer.name, f"{label} → {layer.out_channels}{_by(layer.stride)}", kind))
-        if self.last_channels:
-            nodes.append(Node("last", f"conv 1×1 → {self.last_channels}", "convolution"))
-        nodes.append(Node("pool", "global avg pool", "pooling"))
-        edges = [Edge(before.id, after.id) for before, after in pairwise(nodes)]
-        for output in self.problem.outputs:
-            nodes.append(Node(f"output {output.name}", output.name, "output"))
-            edges.append(Edge("pool", f"output {output.name}"))
-        return {"network": Drawing(tuple(nodes), tuple(edges))}
+            layers.append(Node(layer.name, f"{label} → {layer.out_channels}{by(layer.stride)}", kind))
+        last = [Node("last", f"conv 1×1 → {self.last_channels}", "convolution")] if self.last_channels else []
+        return {"network": self._network.drawing(stem, layers, last)}
 
     def build(self, architecture: Architecture) -> nn.Module:
         from nasplat.networks.graph_network import build_network
@@ -250,78 +179,3 @@ class MBConvSpace(SearchSpace):
             node = builder.conv2d(node, self.last_channels, 1, name="last.conv")
             node = builder.activation(builder.batch_norm(node, name="last.norm"), self.block.activation)
         return finish_with_heads(builder, node, self.problem, taps)
-
-    @cached_property
-    def _stem_cost(self) -> tuple[Cost, Shape]:
-        builder = GraphBuilder(self.problem.input_shape)
-        node = self._stem(builder)
-        return cost_of(builder.finish({"": node}, {})), builder.shape(node)
-
-    def _head_cost(self, *shape: int) -> Cost:
-        if shape not in self._head_costs:
-            builder = GraphBuilder(shape)
-            self._head_costs[shape] = cost_of(self._head(builder, builder.input, {}))
-        return self._head_costs[shape]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A stage in the table: the names of its choices and what they mean."""
-
-    width: str
-    depth: str
-    layers: tuple[str, ...]
-    channels: Mapping[Option, int]
-    depths: tuple[int, ...]
-    stride: int
-    first_width: float
-    first_depth: int
-
-    def choices(self, operations: tuple[str, ...]) -> list[Choice]:
-        """A width or depth that cannot be chosen is no choice."""
-        sizes = {self.width: tuple(self.channels), self.depth: self.depths}
-        return [
-            *(Choice(name, options, ordered=True) for name, options in sizes.items() if len(options) > 1),
-            *(Choice(name, operations) for name in self.layers),
-        ]
-
-    @staticmethod
-    def of(name: str, stage: Stage, widths: tuple[float, ...], depths: tuple[int, ...], divisor: int) -> _Place:
-        possible = tuple(sorted({*(depth for depth in depths if depth < stage.layers), stage.layers}))
-        # The channels as written where nothing multiplies them.
-        channels: dict[Option, int] = {
-            width: stage.channels if width == 1 else rounded(stage.channels * width, divisor) for width in widths
-        }
-        return _Place(
-            f"{name}.width",
-            f"{name}.depth",
-            tuple(f"{name}.layer{number}" for number in range(1, stage.layers + 1)),
-            channels,
-            possible,
-            stage.stride,
-            widths[0],
-            possible[0],
-        )
-
-
-def _by(stride: int) -> str:
-    return f", /{stride}" if stride > 1 else ""
-
-
-def _stage(data: Any, number: int) -> Stage:
-    keys = ("channels", "stride", "layers")
-    if not isinstance(data, Mapping) or set(data) != set(keys):
-        raise NasplatError(f"stage {number} is {data!r}", "write {channels: 64, stride: 2, layers: 3}")
-    return Stage(*(_whole(f"{key} of stage {number}", data[key]) for key in keys))
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise NasplatError(f"{name} is {value!r}", f"it must be a whole number of at least {least}")
-    return value
-
-
-def _list(name: str, value: Any, *, may_be_empty: bool = False) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not (value or may_be_empty):
-        raise NasplatError(f"{name} is {value!r}", "it must be a list with something in it")
-    return tuple(value)

@@ -15,6 +15,14 @@ SPECS: dict[str, dict[str, Any]] = {
     "darts": {"cells": [1, 1], "channels": 4},
     "nasbench201": {"cells": 1, "channels": 4},
     "mbconv": {"widths": [0.5, 1.0], "depths": [1, 2], "squeeze_excite": True},
+    "resnet": {
+        "stages": [{"channels": 32, "stride": 1, "blocks": 1}, {"channels": 24, "stride": 2, "blocks": 2}],
+        "stem": "imagenet",
+        "stem_channels": 8,
+        "block": "bottleneck",
+        "expansions": [0.25, 0.5],
+        "shortcut": "padded",
+    },
     "diverse": {"channels": [4, 6], "cells": [1, 2]},
 }
 PROBLEM = classification((3, 9, 8), 10)

@@ -14,15 +14,24 @@ PROBLEM = classification((3, 32, 32), 10)
 DARTS = ["darts_v1", "darts_v2", "pc_darts", "gdas"]
 NASNET = ["nasnet_a", "amoebanet_a"]
 MOBILE = ["mobilenet_v2", *(f"mobilenet_k{kernel}_e{e}" for kernel, e in ((3, 3), (5, 3), (5, 6), (7, 3), (7, 6)))]
+RESNET = {"stages": [{"channels": 16 * 2**place, "stride": 1 + (place > 0), "blocks": 5} for place in range(3)]}
 
 
 @pytest.mark.parametrize(
-    ("family", "names"),
-    [("darts", DARTS), ("nasnet", NASNET), ("nasbench201", ["resnet", "nasbench201_best"]), ("mbconv", MOBILE)],
+    ("family", "parameters", "names"),
+    [
+        ("darts", {"channels": 4}, DARTS),
+        ("nasnet", {"channels": 4}, NASNET),
+        ("nasbench201", {"channels": 4}, ["resnet", "nasbench201_best"]),
+        ("mbconv", {}, MOBILE),
+        ("resnet", {"shortcut": "padded", "depths": [3, 4], **RESNET}, ["resnet20", "resnet32"]),
+    ],
 )
-def test_every_space_holds_its_networks_and_they_run(family: str, names: list[str]) -> None:
+def test_every_space_holds_its_networks_and_they_run(
+    family: str, parameters: dict[str, object], names: list[str]
+) -> None:
     """A reference that could not be built would end the search at its first trial."""
-    space = make_space({"family": family, "channels": 4} if family != "mbconv" else {"family": family}, PROBLEM)
+    space = make_space({"family": family, **parameters}, PROBLEM)
     found = known_networks(space)
     assert list(found) == names and len(set(found.values())) == len(names)
     for name, architecture in found.items():

@@ -49,6 +49,16 @@ SPECS: dict[str, dict[str, Any]] = {
         "depths": [1],
         "divisor": 4,
     },
+    "resnet": {
+        "stages": [{"channels": 8, "stride": 1, "blocks": 2}, {"channels": 8, "stride": 2, "blocks": 2}],
+        "stem_channels": 4,
+        "widths": [0.5, 1.0],
+        "depths": [1],
+        "expansions": [0.5, 1.0],
+        "kernels": [1, 3],
+        "shortcut": "padded",
+        "divisor": 4,
+    },
     "diverse": {"channels": [2, 4], "cells": [1], "stages": 2, "nodes": 2},
     "user": {"function": USER, "channels": 2},
     "pruning": {"model": RESIDUAL, "ratios": [0.25, 0.5]},
@@ -59,6 +69,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "darts": {"operations": ["none"], "nodes": 1, "cells": [1]},
     "nasbench201": {"operations": ["conv_3x3"], "cells": [1]},
     "mbconv": {"operations": ["identity"], "stages": [{"channels": 4, "stride": 1, "layers": 2}]},
+    "resnet": {"widths": [1], "depths": []},
     "diverse": {
         "operations": ["conv_3x3"],
         "nodes": 1,
@@ -92,6 +103,10 @@ GOLDEN: dict[str, tuple[str, str]] = {
     "mbconv": (
         "e61b69a4e3208ed9d061bdca2ffb63f97be6a0ebdc8ce9fd3951c52769bba1e7",
         "f91541a481cbbdac8802ae53ead8805ad08fd0918812a773a28d61272527bd0f",
+    ),
+    "resnet": (
+        "ee40d65ee02e3171f9d721e20d9146aef7f44081ce8369d9d5604047d9f4fd50",
+        "7d420226396bdea6483be0d1daa318831e9c36eba038fb026cdda0b905fdb3be",
     ),
     "diverse": (
         "c1898c456500e95bececed640972be7420f20c977243b4a80e1647ad4deeea5f",
