@@ -192,7 +192,8 @@ def test_inputs_of_every_kind_reach_the_target() -> None:
 
 def test_an_architecture_can_be_the_condition() -> None:
     """Each network of a space then has weights of its own, also where a supernet would give two of them the same."""
-    space = make_space({"family": "nasbench201", "cells": 1, "channels": 4}, classification((1, 8, 8), 10))
+    spec = {"family": "nasbench201", "cells": 1, "channels": 4, "operations": ["none", "conv_1x1", "conv_3x3"]}
+    space = make_space(spec, classification((1, 8, 8), 10))
     options = tuple(len(choice.options) for choice in space.choices.values())
     hyper = hypernetwork(SharedWeights(space, generator=rng()), Chunked(), "*", OneHot(options), rng=rng())
     draw, kernels = np.random.default_rng(0), []
