@@ -99,7 +99,8 @@ def bucket_ratio(flops: np.ndarray, params: np.ndarray, bucket: float) -> np.nda
 def best_band(values: np.ndarray, errors: np.ndarray, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest value among the share of members with the lowest errors: `(…)` each of `(members, …)`.
 
-    Of ratio vectors it is the band of every group; of `bucket_ratio` that of the whole population.
+    Two members at least, where there are two: the band of one would hold only that one. Of ratio vectors it is the band
+    of every group; of `bucket_ratio` that of the whole population.
 
     Raises:
         NasplatError: errors that are no numbers, or not one for each member.
@@ -107,7 +108,7 @@ def best_band(values: np.ndarray, errors: np.ndarray, share: float = 0.2) -> tup
     found = _numbers(errors)
     if len(found) != len(values):
         raise NasplatError(f"there are {len(values)} members and {len(found)} errors")
-    best = np.asarray(values)[np.argsort(found, kind="stable")[: max(1, round(share * len(found)))]]
+    best = np.asarray(values)[np.argsort(found, kind="stable")[: max(2, round(share * len(found)))]]
     return best.min(axis=0), best.max(axis=0)
 
 

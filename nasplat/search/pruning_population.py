@@ -63,7 +63,7 @@ def pruning_population(members: AtLeast2 = 50, best: Share = 0.2, bucket: Share 
             if band is not None:
                 meets &= in_band(bucket_ratio(costs["macs"], costs["params"], width), band)
             if meets.any():
-                why = "a random member" if band is None else f"of the refined space: {band[0]:.0f} … {band[1]:.0f}"
+                why = "a random member" if band is None else f"refined: {band[0]:.4g} … {band[1]:.4g} MACs a parameter"
                 return Suggestion(values[int(np.flatnonzero(meets)[0])], why=why)
         return Suggestion(space.sample(rng).values, why=f"nothing among {BATCH * BATCHES:,} draws was of the regime")
 

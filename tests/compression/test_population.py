@@ -52,3 +52,5 @@ def test_buckets_and_refined_band() -> None:
     band = best_band(ratios, np.array([1, 2, 9, 8]), 0.5)
     assert band[0].tolist() == [0.2, 0.5] and band[1].tolist() == [0.4, 0.7]
     assert in_band(ratios, band).tolist() == [True, True, False, True]
+    alone = best_band(np.array([1.0, 3.0, 5.0]), np.array([2, 1, 9]), 0.1)  # of one member nothing new could be drawn
+    assert alone[0] == 1.0 and alone[1] == 3.0
