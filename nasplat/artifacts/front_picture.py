@@ -73,21 +73,9 @@ def front_svg(
     bounds = [bound for point in points for bound in (point.low, point.high) if bound is not None]
     heights = [*_usual([point.y for point in points], y), *(points[index].y for index in best), *bounds]
     up = _axis(heights, bottom, top, y.metric)
-    parts = [_STYLE, f'<rect class="fp-paper" width="{width}" height="{height}" rx="8"/>']
+    parts = _frame(across, up, (x.metric, y.metric), (metric_names.label(x.metric), metric_names.label(y.metric)))
     if title:
         parts.append(_text(left, 30, title, 'class="fp-ink" font-size="16" font-weight="600"'))
-    for value in _ticks(across):
-        at = across(value)
-        parts.append(f'<line class="fp-grid" x1="{at:.1f}" y1="{top:g}" x2="{at:.1f}" y2="{bottom:g}"/>')
-        parts.append(_text(at, bottom + 18, _short(x.metric, value), 'class="fp-soft" text-anchor="middle"'))
-    for value in _ticks(up):
-        at = up(value)
-        parts.append(f'<line class="fp-grid" x1="{left:g}" y1="{at:.1f}" x2="{right:g}" y2="{at:.1f}"/>')
-        parts.append(_text(left - 8, at + 4, _short(y.metric, value), 'class="fp-soft" text-anchor="end"'))
-    middle = 'class="fp-ink" text-anchor="middle" font-size="13"'
-    parts.append(_text((left + right) / 2, height - 14, metric_names.label(x.metric), middle))
-    turned = f'{middle} transform="rotate(-90 18 {(top + bottom) / 2:g})"'
-    parts.append(_text(18, (top + bottom) / 2, metric_names.label(y.metric), turned))
     if len(best) > 1:
         route = _steps([(across(points[index].x), up(points[index].y)) for index in best], x)
         parts.append(f'<path class="fp-line" d="{route}" fill="none" stroke-width="2" stroke-opacity=".55"/>')
@@ -97,10 +85,62 @@ def front_svg(
     parts += [_landmark(point, across, up, right) for point in points if point.landmark]
     summary = f"{metric_names.label(y.metric)} against {metric_names.label(x.metric)}"
     summary += f", {metric_names.counted(len(points), 'network')}"
+    return _svg(parts, width, height, summary)
+
+
+def scatter_svg(
+    points: Sequence[tuple[float, float]],
+    metrics: tuple[str, str],
+    labels: tuple[str, str],
+    *,
+    width: int = 520,
+    height: int = 340,
+) -> str:
+    """Two values of every network against each other, without a front.
+
+    Args:
+        points: values across and up; those that are no finite numbers are left out.
+        metrics: what the axes are measured in, across and up.
+        labels: what they are called.
+        width, height: in pixels.
+    """
+    points = [(x, y) for x, y in points if isfinite(x) and isfinite(y)]
+    across = _axis([x for x, _ in points], 74.0, width - 24.0, metrics[0])
+    up = _axis([y for _, y in points], height - 54.0, 24.0, metrics[1])
+    dots = [
+        f'<circle class="fp-front fp-ring" cx="{across(x):.1f}" cy="{up(y):.1f}" r="4.5" stroke-width="1"/>'
+        for x, y in points
+    ]
+    summary = f"{labels[1]} against {labels[0]}, {metric_names.counted(len(points), 'network')}"
+    return _svg([*_frame(across, up, metrics, labels), *dots], width, height, summary)
+
+
+def _svg(parts: Sequence[str], width: int, height: int, summary: str) -> str:
+    paper = f'<rect class="fp-paper" width="{width}" height="{height}" rx="8"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" font-family="{_FONT}" font-size="12"><title>{escape(summary)}</title>{"".join(parts)}</svg>\n'
+        f'role="img" font-family="{_FONT}" font-size="12"><title>{escape(summary)}</title>{_STYLE}{paper}'
+        f"{''.join(parts)}</svg>\n"
     )
+
+
+def _frame(across: _Axis, up: _Axis, metrics: tuple[str, str], labels: tuple[str, str]) -> list[str]:
+    """Grid, numbers and names of two axes."""
+    left, right, top, bottom = across.start, across.end, up.end, up.start
+    parts = []
+    for value in _ticks(across):
+        at = across(value)
+        parts.append(f'<line class="fp-grid" x1="{at:.1f}" y1="{top:g}" x2="{at:.1f}" y2="{bottom:g}"/>')
+        parts.append(_text(at, bottom + 18, _short(metrics[0], value), 'class="fp-soft" text-anchor="middle"'))
+    for value in _ticks(up):
+        at = up(value)
+        parts.append(f'<line class="fp-grid" x1="{left:g}" y1="{at:.1f}" x2="{right:g}" y2="{at:.1f}"/>')
+        parts.append(_text(left - 8, at + 4, _short(metrics[1], value), 'class="fp-soft" text-anchor="end"'))
+    middle = 'class="fp-ink" text-anchor="middle" font-size="13"'
+    parts.append(_text((left + right) / 2, bottom + 40, labels[0], middle))
+    turned = f'{middle} transform="rotate(-90 18 {(top + bottom) / 2:g})"'
+    parts.append(_text(18, (top + bottom) / 2, labels[1], turned))
+    return parts
 
 
 def _text(x: float, y: float, text: str, attributes: str) -> str:

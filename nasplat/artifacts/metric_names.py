@@ -32,9 +32,12 @@ METRICS: dict[str, tuple[str, Unit]] = {
     "seconds": ("Time", "seconds"),
     "train_seconds": ("Training", "seconds"),
     "loss": ("Loss", "number"),
+    "weights": ("Accuracy with the source's weights", "percent"),
     "naswot": ("NASWOT", "number"),
     "snip": ("SNIP", "number"),
     "jacob_cov": ("Jacobian covariance", "number"),
+    "synflow": ("SynFlow", "number"),
+    "grad_norm": ("Gradient norm", "number"),
 }
 
 

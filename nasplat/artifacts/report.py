@@ -16,10 +16,10 @@ from typing import Any
 
 from nasplat.artifacts import metric_names
 from nasplat.artifacts.files import write_text
+from nasplat.artifacts.ranking import Ranking
 from nasplat.artifacts.run_directory import short
 from nasplat.core.drawing import Picture
 from nasplat.core.front import Direction, Goal
-from nasplat.core.rank_correlation import RankRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class ReportData:
         made: when, in any words.
         notes: sentences that a reader should know first.
         confirmed: the architectures that were trained again.
-        ranking: how well the score ranked by which candidates were screened.
+        rankings: how well the scores ranked by which candidates were screened or chosen.
     """
 
     name: str
@@ -137,7 +137,7 @@ class ReportData:
     made: str = ""
     notes: Sequence[str] = ()
     confirmed: Sequence[TrainedAgain] = ()
-    ranking: Sequence[RankRow] = ()
+    rankings: Sequence[Ranking] = ()
 
     @property
     def complete(self) -> list[ReportTrial]:

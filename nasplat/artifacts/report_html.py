@@ -47,6 +47,7 @@ def _head(data: ReportData) -> str:
         parts.append(f"{metric_names.text('seconds', data.seconds)} of search")
     links = {"pareto-front": "Front", "progress": "Progress"} if data.complete else {}
     links |= {"confirmed": "Trained again"} if data.confirmed else {}
+    links |= {"ranking": "Ranking"} if data.complete and data.rankings else {}
     links |= {"architectures": "Architectures"} if data.front else {}
     links |= {"all-trials": "Trials", "settings": "Settings and versions"}
     shown = "".join(f'<a href="#{name}">{text}</a>' for name, text in links.items())

@@ -11,6 +11,8 @@ RUN/
   front/                 its architectures, cells as SVG, and a picture of it
   exports/               verified exports, one folder an architecture
   report.html            everything on one page
+  ranking.csv            how well the scores ranked by which candidates were screened or chosen
+  check/19ad756b/        networks trained alone to check that, one folder a candidate and one a training's settings
 ```
 """
 
@@ -120,6 +122,15 @@ class RunDirectory:
     @property
     def front(self) -> Path:
         return self.root / "front"
+
+    @property
+    def ranking_csv(self) -> Path:
+        return self.root / "ranking.csv"
+
+    @property
+    def check(self) -> Path:
+        """Of the networks that were trained alone to check a ranking."""
+        return self.root / "check"
 
     @property
     def exports(self) -> Path:

@@ -56,6 +56,7 @@ class SearchView:
         self._doing = "reading the images and the space"
         self._started: float | None = None  # when the first trial ran
         self._last_told = 0.0
+        self._check_began: tuple[float, float] | None = None  # when, and how many were done by then
         self._last_line, self._last_done = time.monotonic(), 0
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
@@ -101,6 +102,8 @@ class SearchView:
                 self._front = front
             case events.Message(text=message, warning=warning):
                 self.say(message, warning=warning)
+            case events.Checking(done=done, total=total, what=what):
+                self._check(done, total, what)
         if not self._console.is_terminal and self._due():
             self._last_line, self._last_done = time.monotonic(), self._done
             self.say(self._plain())
@@ -109,6 +112,18 @@ class SearchView:
         """The search is over, and now something else is done that takes its time."""
         self._over = True
         self._do(what)
+
+    def _check(self, done: float, total: int, what: str) -> None:
+        now = time.monotonic()
+        if self._check_began is None:
+            self._check_began = (now, done)
+        began, before = self._check_began
+        left = (total - done) * (now - began) / (done - before) if done > before and now - began >= 2 else 0.0
+        self._over = True
+        self._doing = f"{int(done)} of {total} networks {what}" + (f", {duration(left)} left" if left >= 1 else "")
+        if not self._console.is_terminal and now - self._last_line > PLAIN_SECONDS:
+            self._last_line = now
+            self.say(self._doing)
 
     def say(self, message: str, *, warning: bool = False) -> None:
         self._console.print(Text(message, style="yellow" if warning else ""), soft_wrap=True)

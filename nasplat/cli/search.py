@@ -14,6 +14,7 @@ from nasplat.jobs.command import command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nasplat.artifacts.ranking import Ranking
     from nasplat.jobs.search import Outcome, Prepared
 
 
@@ -108,7 +109,6 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     from nasplat.artifacts.metric_names import counted
     from nasplat.cli.live import front_table
     from nasplat.cli.numbers import duration
-    from nasplat.core.rank_correlation import table_text
 
     console.print()
     if outcome.front:
@@ -116,11 +116,33 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
         print_table(console, front_table(outcome.front, outcome.goals, title))
     else:
         console.print("no candidate was evaluated to its end, so there is no front", style="yellow")
-    if outcome.ranking:
-        console.print("\nhow well the score ranks what was trained, beside parameters and MACs:")
-        console.print("\n".join(table_text(outcome.ranking)))
+    for ranking in outcome.rankings:
+        _print_ranking(console, ranking)
     console.print()
     console.print(f"{outcome.summary} in {duration(outcome.seconds)}", soft_wrap=True)
     print_next(console, {name: str(path) for name, path in outcome.paths.items()})
     if outcome.next_command:
         print_next(console, {"go on": outcome.next_command})
+
+
+def _print_ranking(console: Console, ranking: Ranking) -> None:
+    from nasplat.artifacts.metric_names import label
+    from nasplat.artifacts.ranking import bounded, number, verdict
+    from nasplat.cli.tables import plain_table
+    from nasplat.core.rank_correlation import FEWEST_BEST
+
+    console.print()
+    if ranking.rows:
+        columns = ["Kendall’s τ", "Spearman’s ρ", "ahead by τ", "ahead by ρ"]
+        best = ranking.rows[0].count_best >= FEWEST_BEST
+        columns += ["τ of the best tenth", "ρ of the best tenth"] if best else []
+        table = plain_table("score", *columns, title=f"ranking by {ranking.by}", right=tuple(columns))
+        for place, (row, one) in enumerate(zip(ranking.rows, ranking.intervals, strict=True)):
+            cells = [bounded(one.kendall), bounded(one.spearman)]
+            leads = (one.kendall_lead, one.spearman_lead)
+            cells += [bounded(lead, signed=True) if place else "" for lead in leads]
+            cells += [number(row.kendall_best), number(row.spearman_best)] if best else []
+            table.add_row(label(row.name), *cells)
+        print_table(console, table)
+    for sentence in (ranking.how, *verdict(ranking)):
+        console.print(sentence, soft_wrap=True, markup=False)

@@ -269,6 +269,26 @@ class Weights(Section):
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
     file: str | None = Field(None, description="of a source that was trained before; by default it is trained")
 
+    check: int = Field(
+        20,
+        ge=0,
+        description="so many candidates, drawn over the whole ranking, are trained alone after a search with `train: "
+        "{epochs: 0}`, to tell whether the weights of the source rank better than counting parameters does; 0 "
+        "checks nothing. Where search.screen is by weights, the candidates that it let pass are the check",
+    )
+    check_train: dict[str, Any] = Field(
+        default_factory=dict,
+        description="overrides of the section train, for networks that are trained alone; default: those of "
+        "final.train, and 5 epochs where no budget is given",
+    )
+
+    @model_validator(mode="after")
+    def _a_check_tells_something(self) -> Weights:
+        if 0 < self.check < 3:
+            raise ValueError(
+                f"check: {self.check} trained networks tell nothing of a ranking: use 20 or more, or 0 for no check"
+            )
+        return self
 
 class Final(Section):
     """What `nasplat train` changes for the full schedule: training settings, and the size of the network."""
@@ -308,6 +328,11 @@ class Experiment(Section):
         return isinstance(self.space, dict) and self.space.get("family") == "tabular"
 
     @model_validator(mode="after")
+    @property
+    def scored_by_source(self) -> bool:
+        """Whether candidates are scored with the weights of a source as they come from it."""
+        return self.weights is not None and self.train.epochs == 0
+
     def _a_table_has_no_curves(self) -> Experiment:
         if self.tabular and (self.search.early_stopping or self.search.screen):
             raise ValueError("a table answers without training: leave out search.early_stopping and search.screen")
@@ -318,6 +343,8 @@ class Experiment(Section):
         if self.search.screen is not None and self.search.screen.by == "weights" and self.weights is None:
             raise ValueError("search.screen is by weights: the section weights says whose, such as {source: supernet}")
         if self.weights is not None and (self.tabular or self.data.tasks):
+        if self.search.screen is not None and self.search.screen.by == "weights" and self.train.epochs == 0:
+            raise ValueError("search.screen is by weights, and train.epochs: 0 trains nothing afterwards")
             raise ValueError("weights: leave it out, a table has no networks, and several tasks are trained for each")
         return self
 

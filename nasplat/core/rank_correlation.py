@@ -232,22 +232,6 @@ def _ratio(inner: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.where(varied, np.clip(inner / root, -1, 1), math.nan)
 
 
-def table_text(rows: Sequence[RankRow]) -> list[str]:
-    """The rows as lines of an aligned table for people, its header first; `-` stands where there is no number."""
-    lines = [["score", "kendall", "spearman", "rows", "kendall of best", "spearman of best", "best rows"]]
-    for row in rows:
-        numbers = [row.kendall, row.spearman, row.count, row.kendall_best, row.spearman_best, row.count_best]
-        lines.append([row.name, *map(_cell, numbers)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-
-
-def _cell(number: float) -> str:
-    if isinstance(number, int):
-        return str(number)
-    return "-" if math.isnan(number) else f"{number:.3f}"
-
-
 def _numbers(values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
     try:
         numbers = np.asarray(values, dtype=float)

@@ -21,6 +21,9 @@ from nasplat.jobs.yaml_file import Location, YamlFile, parse, read_yaml, shown
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
+BUDGETS = {"epochs", "steps", "seconds"}
+CHECK_EPOCHS = 5  # of networks that are trained alone to check a ranking, where the experiment gives no budget
+
 # Names that stand for parts of nasplat; with a colon they are functions of the user. The tables themselves live in
 # layers that import torch, so that a test holds these two equal to them.
 METRICS = (
@@ -100,6 +103,11 @@ def validate(source: YamlFile) -> Experiment:
         raise explain(error, source, ("final", "train")) from error
     return experiment
 
+    if experiment.scored_by_source and experiment.weights is not None and experiment.weights.check:
+        try:
+            check_train(experiment)
+        except ValidationError as error:
+            raise explain(error, source, ("weights", "check_train")) from error
 
 def check_names(settings: Section, source: YamlFile) -> None:
     """Raises NasplatError: a name that stands for nothing of nasplat's and is no function of the user's."""
@@ -140,10 +148,29 @@ def _check_metrics(experiment: Experiment, source: YamlFile) -> None:
 
 def final_train(experiment: Experiment) -> Train:
     """The training settings of the full schedule: those of the search with the overrides of `final`."""
-    changes = experiment.final.train
-    settings = experiment.train.model_dump()
-    if {"epochs", "steps", "seconds"} & set(changes):
-        settings.update(epochs=None, steps=None, seconds=None)
+    return _overridden(experiment.train, experiment.final.train)
+
+
+def check_train(experiment: Experiment) -> Train:
+    """The training settings of networks that are trained alone to check how a source of weights ranks.
+
+    Those of the search with the overrides of `weights.check_train`, or else those of `final.train`.
+    """
+    assert experiment.weights is not None
+    changes = experiment.weights.check_train or experiment.final.train
+    settings = _overridden(experiment.train, changes if BUDGETS & set(changes) else {"epochs": CHECK_EPOCHS, **changes})
+    if settings.epochs == 0:
+        raise NasplatError(
+            "weights.check_train: networks that are trained for 0 epochs check nothing",
+            f"give it epochs: {CHECK_EPOCHS}, or weights a check: 0 for no check",
+        )
+    return settings
+
+
+def _overridden(train: Train, changes: Mapping[str, Any]) -> Train:
+    settings = train.model_dump()
+    if BUDGETS & set(changes):
+        settings.update(dict.fromkeys(BUDGETS))
     return Train.model_validate({**settings, **changes})
 
 

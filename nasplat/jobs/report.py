@@ -11,18 +11,18 @@ from nasplat.artifacts.files import atomic_folder, write_json, write_text
 from nasplat.artifacts.front_csv import FrontRow, write_front
 from nasplat.artifacts.front_picture import PicturePoint, front_svg
 from nasplat.artifacts.metric_names import counted
+from nasplat.artifacts.ranking import write_rankings
 from nasplat.artifacts.report import FrontMember, Interval, ReportData, ReportTrial, TrainedAgain, write_report
 from nasplat.artifacts.report_confirmed import picture as confirmed_picture
-from nasplat.artifacts.report_ranking import ranking
 from nasplat.core.front import Goal
-from nasplat.core.rank_correlation import RankRow
 from nasplat.jobs.confirmation import Confirmation, Confirmed, read_confirmation
 from nasplat.jobs.experiment import to_plain
+from nasplat.jobs.ranking import rankings
 from nasplat.jobs.runs import Candidate, Run
 
 
 def write_results(run: Run) -> dict[str, Path]:
-    """Writes front.csv, front/ and report.html of a run, finished or not.
+    """Writes front.csv, front/, report.html and, where a score chose candidates, ranking.csv of a run, finished or not.
 
     Returns:
         The paths that a person looks at, by name.
@@ -42,7 +42,13 @@ def write_results(run: Run) -> dict[str, Path]:
         if confirmed:
             write_text(folder / "confirmed.svg", confirmed)
     write_report(data, files.report)
-    return {"front": files.front_csv, "report": files.report}
+    paths = {"front": files.front_csv, "report": files.report}
+    if any(one.rows for one in data.rankings):
+        write_rankings(data.rankings, files.ranking_csv)
+        paths["ranking"] = files.ranking_csv
+    else:
+        files.ranking_csv.unlink(missing_ok=True)  # of a check that was switched off since
+    return paths
 
 
 def picture_axes(run: Run) -> tuple[Goal, Goal] | None:
@@ -105,14 +111,8 @@ def report_data(run: Run, confirmation: Confirmation | None) -> ReportData:
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         notes=_notes(confirmation),
         confirmed=[_trained_again(row) for row in (confirmation.rows if confirmation else ())],
-        ranking=screening(run),
+        rankings=rankings(run),
     )
-
-
-def screening(run: Run) -> list[RankRow]:
-    """How well the score ranked by which candidates were screened; nothing where none were."""
-    screen = run.experiment.search.screen
-    return ranking([one.metrics for one in run.candidates], run.goals, screen.by) if screen else []
 
 
 def _trained_again(row: Confirmed) -> TrainedAgain:

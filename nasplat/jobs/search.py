@@ -12,12 +12,22 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.core.front import Goal, Score
 from nasplat.jobs.command import command
-from nasplat.jobs.experiment import load_experiment
-from nasplat.jobs.runs import Candidate, Run, add_origin, discard, is_run, nothing_evaluated, open_run, remember_origin
+from nasplat.jobs.experiment import check_train, load_experiment
+from nasplat.jobs.runs import (
+    Candidate,
+    Run,
+    add_origin,
+    discard,
+    is_run,
+    nothing_evaluated,
+    open_run,
+    read_experiment,
+    remember_origin,
+)
 from nasplat.jobs.yaml_file import shown
 
 if TYPE_CHECKING:
-    from nasplat.core.rank_correlation import RankRow
+    from nasplat.artifacts.ranking import Ranking
     from nasplat.core.space import SearchSpace
     from nasplat.data.datasets import Dataset
     from nasplat.search.driver import Result
@@ -49,7 +59,7 @@ class Outcome:
         seconds: wall time of this session, exports and report included.
         paths: what a person looks at next, by name.
         next_command: how to go on.
-        ranking: how well the score ranked by which candidates were screened.
+        rankings: how well the scores ranked by which candidates were chosen or screened.
     """
 
     front: tuple[Score, ...]
@@ -59,7 +69,7 @@ class Outcome:
     seconds: float
     paths: dict[str, Path]
     next_command: str
-    ranking: list[RankRow]
+    rankings: list[Ranking]
 
 
 def prepare(path: Path, run: Path | None, *, resume: bool = False, overrides: Iterable[str] = ()) -> Prepared:
@@ -99,7 +109,7 @@ def run_and_report(
     on_event: Callable[[Event], None] = lambda event: None,
     say: Say = lambda text: None,
 ) -> Outcome:
-    """Searches, then writes the table, the pictures and the report of the front, and exports networks.
+    """Searches, checks a ranking by weights, writes table, pictures and report of the front, and exports networks.
 
     Args:
         prepared: see `prepare`.
@@ -114,7 +124,8 @@ def run_and_report(
     """
     import time
 
-    from nasplat.jobs.report import screening, write_results
+    from nasplat.jobs.ranking import check_ranking, rankings
+    from nasplat.jobs.report import write_results
     from nasplat.search.driver import run_search
     from nasplat.search.events import Asked, Started
 
@@ -136,9 +147,13 @@ def run_and_report(
         on_event(event)
 
     result = run_search(experiment, files, space, resume=prepared.resume, on_event=watch)
+    if extended:  # nothing was left to try, and there may be something left to check, or in another way
+        files.write_experiment(experiment.model_copy(update={"search": read_experiment(directory).search}))
     run = open_run(directory)
     exported: list[Path] = []
     try:
+        if result.stopped != "interrupted":
+            check_ranking(run, on_event, say)
         if export != "none" and run.front and dataset is not None:
             exported = _export(run, run.front[:1] if export == "best" else run.front, dataset, say)
     finally:  # a network that cannot be exported is no reason to have no report
@@ -156,7 +171,7 @@ def run_and_report(
         seconds=time.monotonic() - started,
         paths=paths,
         next_command=_next(run, result),
-        ranking=screening(run),
+        rankings=rankings(run),
     )
 
 
@@ -174,6 +189,8 @@ def _subject(experiment: Experiment) -> tuple[Dataset | None, SearchSpace]:
     dataset = load_dataset(experiment.data)
     space = make_space(experiment.space, dataset.problem)
     check(dataset, experiment.train, experiment.score)
+    if experiment.scored_by_source and experiment.weights is not None and experiment.weights.check:
+        check(dataset, check_train(experiment), experiment.score)
     return dataset, space
 
 

@@ -99,7 +99,7 @@ def train(
         watcher.say(f"the front has {counted(len(chosen), 'network')}, not {top}: all are trained")
     assert isinstance(experiment.space, dict)
     space = make_space(experiment.space, run.space.problem)
-    settings = _settings(experiment)
+    settings = comparable_settings(experiment)
     folder = run.directory / FOLDER / fingerprint(settings)[:8]
     lock = FileLock(folder / ".lock")
     try:
@@ -146,8 +146,8 @@ def _experiment(run: Run, overrides: Iterable[str]) -> Experiment:
     return validate(source)
 
 
-def _settings(experiment: Experiment) -> dict[str, Any]:
-    """What makes two confirmations comparable."""
+def comparable_settings(experiment: Experiment) -> dict[str, Any]:
+    """What must be equal for trainings to stand in one table."""
     plain = to_plain(experiment)
     data = {key: value for key, value in plain["data"].items() if key not in ("path", "resident")}
     train = {key: value for key, value in plain["train"].items() if key != "checkpoint_seconds"}

@@ -39,7 +39,8 @@ LOOK_UP = "nasplat.search.table:evaluate"
 SAME_FAILURES = 5
 
 _COMPARED = ("data", "train", "score", "weights")
-_ELSEWHERE = {"path", "resident", "checkpoint_seconds"}  # differ between machines, and change no score
+# Differ between machines, or come after the search; they change no score of a candidate.
+_ELSEWHERE = {"path", "resident", "checkpoint_seconds", "check", "check_train"}
 
 Stopped = Literal["trials", "seconds", "interrupted", "exhausted"]
 

@@ -21,9 +21,11 @@ from nasplat.search.weights import WEIGHTS, score, started
 SCREENING_IMAGES = 32
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from nasplat.data.datasets import Dataset
+    from nasplat.data.loader import Batch
     from nasplat.training.distributed import Shard
 
 
@@ -174,19 +176,23 @@ def build(space: SearchSpace, architecture: Architecture, seed: int) -> nn.Modul
         return space.build(architecture)
 
 
-def _screening_score(by: str, network: nn.Module, dataset: Dataset, seed: int) -> float:
-    """A zero-cost score on one batch of training images."""
+def zero_cost_batch(dataset: Dataset, device: torch.device, seed: int) -> Batch:
+    """The training images, not augmented, on which a candidate is scored without training."""
     import torch
 
     from nasplat.data.loader import Loader
-    from nasplat.training.zero_cost import zero_cost_scores
 
-    device = next(network.parameters()).device
     size = min(SCREENING_IMAGES, len(dataset.train))
     loader = Loader(
         dataset.train, batch_size=size, device=device, mean=dataset.mean, std=dataset.std, augment=(), resident="auto"
     )
-    batch = next(iter(loader.epoch(torch.Generator().manual_seed(seed % 2**63))))
+    return next(iter(loader.epoch(torch.Generator().manual_seed(seed % 2**63))))
+
+
+def _screening_score(by: str, network: nn.Module, dataset: Dataset, seed: int) -> float:
+    from nasplat.training.zero_cost import zero_cost_scores
+
+    batch = zero_cost_batch(dataset, next(network.parameters()).device, seed)
     return zero_cost_scores(network, batch.views[0], batch.labels, [by])[by]
 
 

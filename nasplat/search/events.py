@@ -73,8 +73,23 @@ class Message:
     warning: bool = False
 
 
+@dataclass(frozen=True)
+class Checking:
+    """The search is over, and networks are trained or scored to check its ranking.
+
+    Args:
+        done: of them, with the shares of those that are under way.
+        total: how many there are.
+        what: becomes of them, such as "trained alone".
+    """
+
+    done: float
+    total: int
+    what: str
+
+
 # Ctrl-C, once.
 INTERRUPTED = Message("finishing the trials that run; Ctrl-C again to stop now", warning=True)
 
-Event = Asked | Started | Progress | Judged | Told | FrontChanged | Message
+Event = Asked | Started | Progress | Judged | Told | FrontChanged | Message | Checking
 OnEvent = Callable[[Event], None]

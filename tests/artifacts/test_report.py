@@ -19,7 +19,6 @@ from nasplat.artifacts.report import (
     write_report,
 )
 from nasplat.artifacts.report_curves import best_so_far, hypervolume_curve
-from nasplat.artifacts.report_ranking import ranking
 from nasplat.core.drawing import Drawing, Edge, Node
 from nasplat.core.front import Goal
 
@@ -243,20 +242,6 @@ def test_known_networks_are_named() -> None:
     assert inside
     assert ">darts_v2</text>" in inside[1]
     assert '<span class="soft">darts_v2</span>' in page
-
-
-def test_how_well_a_score_ranked_is_told_beside_the_baselines() -> None:
-    """A score that is no better than counting parameters should be seen to be."""
-    metrics = [{"accuracy": 0.1 * i, "naswot": i, "params": -i, "macs": (3 * i) % 7} for i in range(7)]
-    rows = ranking(metrics, GOALS, "naswot")
-    assert [row.name for row in rows] == ["naswot", "params", "macs"]
-    assert rows[0].kendall == pytest.approx(1) and rows[1].spearman == pytest.approx(-1)
-    down = ranking([{**one, "loss": one["accuracy"]} for one in metrics], (Goal("loss", "minimize"),), "naswot")
-    assert down[0].kendall == pytest.approx(-1)
-    assert ranking(metrics[:2], GOALS, "naswot") == ranking(TRIALS[:0], GOALS, "naswot") == []
-    page = render(replace(DATA, ranking=rows))
-    assert "How well the score ranks" in page and "<td>NASWOT</td>" in page
-    assert "How well the score ranks" not in render(DATA)
 
 
 @pytest.mark.parametrize("trials", [(), TRIALS[2:4], (ReportTrial(0, "a" * 64, "running"),)])

@@ -10,7 +10,7 @@ from nasplat.cli import live, train
 from nasplat.cli.live import SearchView
 from nasplat.cli.train import TrainView
 from nasplat.core.front import Goal
-from nasplat.search.events import INTERRUPTED, Progress, Started, Told
+from nasplat.search.events import INTERRUPTED, Checking, Progress, Started, Told
 from nasplat.search.history import Proposal
 from nasplat.search.records import Record
 
@@ -109,6 +109,21 @@ def test_after_ctrl_c_it_tells_what_is_waited_for(clock: Clock) -> None:
     assert "finishing 1 trial" in screen.text and "left" not in screen.text
     screen.tell(1, 2, budget=24)
     assert "searched" in screen.text and "finishing" not in screen.text
+
+
+def test_a_check_of_the_ranking_tells_how_long_it_takes(clock: Clock) -> None:
+    """It may train longer than the search did; in a log file a line now and then is enough."""
+    screen, file = Screen(4), io.StringIO()
+    log = SearchView(Console(file=file, width=100), [Goal("accuracy", "maximize")], 4)
+    for tenth in range(20, 51):  # two were done in an earlier session
+        for view in (screen.view, log):
+            view.on_event(Checking(tenth / 10, 20, "trained alone"))
+        clock.now += 3
+    assert "5 of 20 networks trained alone, 7 min 30 s left" in screen.text and "searched" in screen.text
+    lines = file.getvalue().splitlines()
+    assert 3 <= len(lines) <= 6 and lines[0].endswith("left")
+    screen.view.after("writing the report")
+    assert "trained alone" not in screen.text
 
 
 def test_a_log_file_gets_a_line_where_something_changed(clock: Clock) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nasplat.core.errors import NasplatError
-from nasplat.core.rank_correlation import RankRow, kendall, rank_intervals, rank_report, spearman, table_text
+from nasplat.core.rank_correlation import kendall, rank_intervals, rank_report, spearman
 
 Values = list[float] | np.ndarray
 
@@ -107,19 +107,6 @@ def test_report_says_what_it_rests_on() -> None:
     assert half.count_best == 30
     [one] = rank_report({"one": truth}, truth, best=1e-12)
     assert one.count_best == 1
-
-
-def test_table_is_aligned_and_complete() -> None:
-    """The lines beside a ranking are what a user reads before trusting it."""
-    rows = [RankRow("macs", 0.5612, 0.72, math.nan, math.nan, 40, 4), RankRow("jacob_cov", -1.0, 0.1, 0, 1, 1000, 100)]
-    lines = table_text(rows)
-    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["macs", "0.561", "0.720", "40", "-", "-", "4"]
-    assert lines[2].split() == ["jacob_cov", "-1.000", "0.100", "1000", "0", "1", "100"]
-    assert [line.rindex(end) + len(end) for line, end in zip(lines, ("rows", "4", "100"), strict=True)] == [
-        len(lines[0])
-    ] * 3
-    assert len(table_text([])) == 1
 
 
 @pytest.mark.parametrize(
