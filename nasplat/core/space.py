@@ -58,6 +58,13 @@ class SearchSpace(Protocol):
         """
         return None
 
+    def extremes(self) -> tuple[Architecture, Architecture] | None:
+        """The networks of the most and of the fewest MACs, where the family knows them; by default None.
+
+        No operation of any network is larger than that of its name in the first.
+        """
+        return None
+
     def known(self, architecture: Architecture) -> Mapping[str, float]:
         """The metrics that are known before anything trains, exactly. By default the cost."""
         cost = self.cost(architecture)

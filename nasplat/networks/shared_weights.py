@@ -8,7 +8,7 @@ are different operations (Guo et al., Single Path One-Shot, 2020), or a small on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, product
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Literal
@@ -62,20 +62,25 @@ class SharedWeights(nn.Module):
         Raises:
             NasplatError: a network that is not of the space.
         """
-        return [self._weights(graph) for graph in graphs]
+        return [self.weights(graph, parameter_shapes(graph)) for graph in graphs]
 
-    def _weights(self, graph: OperationGraph) -> dict[str, Tensor]:
-        keys = self._keys(graph)
+    def weights(self, graph: OperationGraph, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of a network that have these names.
+
+        Raises:
+            NasplatError: a network that is not of the space.
+        """
+        keys, shapes = self._keys(graph), parameter_shapes(graph)
         found: dict[str, Tensor] = {}
-        for name, shape in parameter_shapes(graph).items():
-            key = keys[name]
+        for name in names:
+            key, shape = keys[name], shapes[name]
             whole = self.parameters_by_key.get(key)
             if whole is None or any(size > most for size, most in zip(shape, whole.shape, strict=True)):
                 raise NasplatError(
-                    f"the supernet has no weights for {name} of shape {shape}",
-                    "it was made for another space; train one for this space",
+                    f"there are no weights for {name} of shape {shape}",
+                    "the source was made for another space; train one for this space",
                 )
-            found[name] = whole if tuple(whole.shape) == shape else _slice(whole, shape)
+            found[name] = whole if tuple(whole.shape) == shape else sliced(whole, shape)
         return found
 
     def _keys(self, graph: OperationGraph) -> dict[str, str]:
@@ -92,18 +97,23 @@ class SharedWeights(nn.Module):
 def covering(space: SearchSpace) -> Iterator[Architecture]:
     """Architectures of a space that together have all that any of its networks has.
 
-    Every option of every choice on top of the costliest ones, and a few hundred at random; of small tables every two
-    options together, on top of the first and of the last ones too: what dead choices hide in one is there in another.
+    Every option of every choice on top of the costliest ones, of two sizes of one layer (a kernel and its dilation) all
+    pairs, and a few hundred at random; of small tables every two options together, on top of the first and of the last
+    ones too: what dead choices hide in one is there in another.
     """
     names = list(space.choices)
-    bases: list[dict[str, object]] = [dict(_climbed(space, 1).values)]
+    known = space.extremes()
+    bases: list[dict[str, object]] = [dict((known[0] if known else _climbed(space, 1)).values)]
     pairs = list(combinations(names, 2))
     together = sum(prod(len(space.choices[name].options) for name in pair) for pair in pairs) <= PAIRS
+    changes: list[tuple[str, ...]] = [(name,) for name in names]
+    changes += [(one, other) for one, other in pairs if _sizes_of_one_layer(space, one, other)]
     if together:
+        changes = list(pairs)
         bases += [{name: choice.options[end] for name, choice in space.choices.items()} for end in (0, -1)]
     seen: set[str] = set()
     for base in bases:
-        for changed in pairs if together else [(name,) for name in names]:
+        for changed in changes:
             for options in product(*(space.choices[name].options for name in changed)):
                 architecture = space.canonical({**base, **dict(zip(changed, options, strict=True))})
                 if architecture.digest not in seen:
@@ -117,9 +127,14 @@ def covering(space: SearchSpace) -> Iterator[Architecture]:
             yield architecture
 
 
+def _sizes_of_one_layer(space: SearchSpace, one: str, other: str) -> bool:
+    layer = one.rpartition(".")[0]
+    return layer == other.rpartition(".")[0] != "" and space.choices[one].ordered and space.choices[other].ordered
+
+
 def extremes(space: SearchSpace) -> tuple[Architecture, Architecture]:
     """The largest and the smallest network by MACs, then by parameters, as far as changes of one choice lead."""
-    return _climbed(space, 1), _climbed(space, -1)
+    return space.extremes() or (_climbed(space, 1), _climbed(space, -1))
 
 
 def _climbed(space: SearchSpace, sign: int) -> Architecture:
@@ -146,7 +161,7 @@ def _kernel(operation: Operation) -> str:
     return f".{'x'.join(map(str, kernel))}" + (f"d{dilation[0]}" if dilation != (1, 1) else "")
 
 
-def _slice(whole: Tensor, shape: Shape) -> Tensor:
+def sliced(whole: Tensor, shape: Shape) -> Tensor:
     """The first channels, and of kernels the centre."""
     for axis, (size, most) in enumerate(zip(shape, whole.shape, strict=True)):
         if size < most:

@@ -18,6 +18,7 @@ from nasplat.spaces.branching import BranchingSpace
 from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.diverse import DiverseSpace
 from nasplat.spaces.mbconv import MBConvSpace
+from nasplat.spaces.memory_bank import MemoryBankSpace
 from nasplat.spaces.nasbench201 import NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
 from nasplat.spaces.pruning import PruningSpace
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "mbconv": MBConvSpace,
     "resnet": ResNetSpace,
     "diverse": DiverseSpace,
+    "memory_bank": MemoryBankSpace,
     "pruning": PruningSpace,
     "branching": BranchingSpace,
     "tabular": TabularSpace,

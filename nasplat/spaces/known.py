@@ -13,8 +13,10 @@ from nasplat.core.architecture import Architecture
 from nasplat.core.choice import Option
 from nasplat.core.errors import NasplatError, nearest
 from nasplat.core.space import SearchSpace
+from nasplat.spaces.bank_patterns import Pattern, dense, fractal, residual
 from nasplat.spaces.darts import DartsSpace
 from nasplat.spaces.mbconv import MBConvSpace
+from nasplat.spaces.memory_bank import MemoryBankSpace
 from nasplat.spaces.nasbench201 import EDGES, NasBench201Space
 from nasplat.spaces.nasnet import NasnetSpace
 from nasplat.spaces.residual_block import Block
@@ -154,6 +156,17 @@ def _residual(block: str, depths: tuple[int, ...], *, cifar: bool = False) -> Ca
     return values
 
 
+def _banks(pattern: Pattern, banks: int, layers: int) -> Callable[[MemoryBankSpace], Assignment | str]:
+    """A pattern in every block, where all have as many banks and layers as it takes to tell it from others."""
+
+    def values(space: MemoryBankSpace) -> Assignment | str:
+        if any(held[0] < banks or held[1] < layers for held in space.sizes):
+            return f"one of its blocks has fewer than {banks} banks or {layers} layers"
+        return space.following(pattern)
+
+    return values
+
+
 SEP3, SEP5, SEP7, DIL3, DIL5 = "sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "dil_conv_3x3", "dil_conv_5x5"
 MAX3, AVG3, SKIP, NONE, LONG7 = "max_pool_3x3", "avg_pool_3x3", "skip_connect", "none", "conv_1x7_7x1"
 CONV1, CONV3 = "conv_1x1", "conv_3x3"
@@ -246,4 +259,11 @@ KNOWN: Mapping[str, KnownNetwork] = {
             ("resnet101", "bottleneck", (3, 4, 23, 3)),
         )
     },
+    "bank_resnet": KnownNetwork("He et al., ResNet, 2016, its connections", MemoryBankSpace, _banks(residual, 1, 1)),
+    "bank_densenet": KnownNetwork(
+        "Huang et al., DenseNet, 2017, its connections", MemoryBankSpace, _banks(dense, 3, 2)
+    ),
+    "bank_fractalnet": KnownNetwork(
+        "Larsson et al., FractalNet, 2017, its connections", MemoryBankSpace, _banks(fractal, 3, 3)
+    ),
 }

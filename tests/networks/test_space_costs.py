@@ -24,6 +24,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "shortcut": "padded",
     },
     "diverse": {"channels": [4, 6], "cells": [1, 2]},
+    "memory_bank": {"blocks": [{"channels": [4, 8], "banks": 4, "layers": 3}] * 2},
 }
 PROBLEM = classification((3, 9, 8), 10)
 

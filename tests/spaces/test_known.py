@@ -25,6 +25,7 @@ RESNET = {"stages": [{"channels": 16 * 2**place, "stride": 1 + (place > 0), "blo
         ("nasbench201", {"channels": 4}, ["resnet", "nasbench201_best"]),
         ("mbconv", {}, MOBILE),
         ("resnet", {"shortcut": "padded", "depths": [3, 4], **RESNET}, ["resnet20", "resnet32"]),
+        ("memory_bank", {}, ["bank_resnet", "bank_densenet", "bank_fractalnet"]),
     ],
 )
 def test_every_space_holds_its_networks_and_they_run(

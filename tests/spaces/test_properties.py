@@ -60,6 +60,11 @@ SPECS: dict[str, dict[str, Any]] = {
         "divisor": 4,
     },
     "diverse": {"channels": [2, 4], "cells": [1], "stages": 2, "nodes": 2},
+    "memory_bank": {
+        "blocks": [{"channels": [2, 4], "banks": 3, "layers": 2}, {"channels": 4, "banks": 4, "layers": 3}],
+        "groups": [1, 2],
+        "last_channels": 8,
+    },
     "user": {"function": USER, "channels": 2},
     "pruning": {"model": RESIDUAL, "ratios": [0.25, 0.5]},
 }
@@ -82,6 +87,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "combiners": ["add"],
         "poolings": ["max"],
     },
+    "memory_bank": {"blocks": [{"channels": 4, "banks": 1, "layers": 0}]},
     "user": {"function": "tests.spaces.example_networks:fixed"},
     "pruning": {"model": RESIDUAL, "ratios": [1.0], "depth": False},
 }
@@ -111,6 +117,10 @@ GOLDEN: dict[str, tuple[str, str]] = {
     "diverse": (
         "c1898c456500e95bececed640972be7420f20c977243b4a80e1647ad4deeea5f",
         "bf8b03afa1a759d1587e16ad52177921d3dadfa5e4b5bcb8b201e87a40e16d37",
+    ),
+    "memory_bank": (
+        "bb798a00af02facc2ea648a5436c1d959a2a63a8e62c284099063608e3fae759",
+        "b678964f99439a7f16107df05ae1f52168766a6dcd06cd6da321cfc728a273f3",
     ),
     "user": (
         "7e8878d53f72a00d8c4eba6a45f4d23c85211c29612b1a8f3299b3e19184fd60",
