@@ -260,11 +260,11 @@ class Weights(Section):
     they are screened with them and start afresh.
     """
 
-    source: Literal["supernet", "graph_hypernetwork"] = "supernet"
+    source: Literal["supernet", "graph_hypernetwork", "smash"] = "supernet"
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="of the source: rule, paths and kernels of a supernet; networks, width, channels and kernel of a "
-        "graph_hypernetwork",
+        "graph_hypernetwork; generated, base, kernels, rule, paths and sizes of smash",
     )
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
     file: str | None = Field(None, description="of a source that was trained before; by default it is trained")

@@ -86,8 +86,52 @@ def graph_hypernetwork(
     return Source(make, drawn, {"optimiser": "adam", "lr": 1e-3, "weight_decay": 1e-5, "clip_norm": 5.0})
 
 
+def smash(
+    generated: Literal["pointwise", "all"] = "pointwise",
+    base: bool = True,
+    kernels: Literal["own", "sliced"] = "sliced",
+    rule: Literal["uniform", "growing", "sandwich"] = "growing",
+    paths: AtLeast1 = 1,
+    unit: AtLeast1 = 4,
+    width: AtLeast1 = 32,
+    growth: AtLeast1 = 16,
+    depth: AtLeast1 = 3,
+) -> Source:
+    """1×1 kernels generated from the whole architecture, all else shared; see `nasplat.networks.smash`.
+
+    The paper ranks 500 random networks with generated weights, goes on with perturbations of the best, and trains the
+    winner from scratch. That is `train: {epochs: 0}` with `search: {strategy: local_search, trials: 1000, options:
+    {startup: 500}}`, then `nasplat train`; or any other strategy, with `screen: {by: weights}`.
+
+    Args:
+        generated: the kernels of 1×1 convolutions, or of all.
+        base: whether what is generated is added to shared weights, or is all there is, as in the paper.
+        kernels: whether shared kernels of different sizes are their own weights, or sliced from the largest.
+        rule: of `nasplat.training.weight_source.RULES`; the paper's lets layers and kernels grow.
+        paths: networks a step.
+        unit: channels along the edge of a cell of the encoding.
+        width, growth, depth: of the hypernetwork.
+    """
+
+    def make(space: SearchSpace) -> nn.Module:
+        from nasplat.networks.smash import SmashHyperNetwork
+
+        return SmashHyperNetwork(space, generated, base, kernels, unit, width, growth, depth)
+
+    def drawn(space: SearchSpace) -> Rule:
+        from nasplat.training.weight_source import RULES
+
+        return RULES[rule](space, paths)
+
+    return Source(make, drawn, {"optimiser": "adam", "lr": 1e-3, "momentum": 0.5, "weight_decay": 0.0})
+
+
 # Name -> the source, from its options.
-SOURCES: dict[str, Callable[..., Source]] = {"supernet": supernet, "graph_hypernetwork": graph_hypernetwork}
+SOURCES: dict[str, Callable[..., Source]] = {
+    "supernet": supernet,
+    "graph_hypernetwork": graph_hypernetwork,
+    "smash": smash,
+}
 
 
 def source_of(name: str, options: Mapping[str, Any]) -> Source:

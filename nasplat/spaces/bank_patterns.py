@@ -45,7 +45,7 @@ def fractal(banks: int, layers: int, options: tuple[int, ...]) -> Banked:
 
 
 def full(banks: int, layers: int, options: tuple[int, ...]) -> Banked:
-    """Every layer reads all banks and adds to the first; the first layer fills them, and the others make them differ."""
+    """Every layer reads all banks and adds to the first; the first layer fills them, the others make them differ."""
     every = (1 << banks) - 1
     rows = []
     for place in range(layers):
