@@ -90,9 +90,12 @@ class GradNorm:
     their own, they are here tasks x softmax(v): above 0, of the same sum, with the same resting point; and the sum is
     divided by mean(G), so that its scale does not depend on that of the losses. v is trained with the network.
 
+    Where not all tasks share weights, as in most branching trees, all this is done among those that do; a task that
+    shares with none has weight 1.
+
     Args:
         alpha: how much slower tasks are pulled; 0: all gradients become equal.
-        shared: the module whose weights are looked at; empty: the last one that all tasks use.
+        shared: the module whose weights are looked at; empty: the last one that the tasks use together.
     """
 
     def __init__(
@@ -101,45 +104,51 @@ class GradNorm:
         if not 0 <= alpha < float("inf"):
             raise NasplatError(f"gradnorm: alpha {alpha}", "alpha is 0 or above; published are 0.12 and 1.5")
         self._tasks, self._input_shape, self._alpha, self._shared = tasks, input_shape, alpha, shared
-        self._name = ""
+        self._names: list[str] = []  # of the weights that each task is looked at in; empty: it shares with none
 
     def module(self, network: nn.Module) -> nn.Module:
-        self._name = self._find(network)
+        self._names = self._find(network)
         parts = nn.Module()
         parts.raw = nn.Parameter(torch.zeros(len(self._tasks)))
         parts.register_buffer("first", torch.full((len(self._tasks),), float("nan")))
+        together = [
+            [one == other if one else a == b for b, other in enumerate(self._names)]
+            for a, one in enumerate(self._names)
+        ]
+        parts.register_buffer("together", torch.tensor(together), persistent=False)
         return parts
 
     def combine(self, losses: Sequence[Tensor], here: Tensor, network: nn.Module, parts: nn.Module) -> Tensor:
         raw: Any = parts.raw
         first: Any = parts.first
+        together: Any = parts.together
         values = torch.stack(tuple(losses))
-        weights = len(values) * raw.softmax(0)
+        among = raw.expand_as(together).masked_fill(~together, -torch.inf).softmax(1)
+        weights = together.sum(1) * among.diagonal()
         total = (weights.detach() * values).sum()
         if not torch.is_grad_enabled():
             return total
         with torch.no_grad():
             first.copy_(torch.where(first.isnan() & here, values, first))
-        shared = network.get_parameter(self._name)
         # Of each loss alone, not of the stacked ones: its gradient passes through its own head only.
         norms = torch.stack(
             [
                 torch.zeros_like(loss) if gradient is None else gradient.detach().float().norm()
-                for loss in losses
-                for (gradient,) in [torch.autograd.grad(loss, [shared], retain_graph=True, allow_unused=True)]
+                for loss, name in zip(losses, self._names, strict=True)
+                for gradient in [_gradient(loss, network.get_parameter(name)) if name else None]
             ]
         )
-        count = here.sum().clamp(min=1)
+        count = (together & here).sum(1).clamp(min=1)
         pulls = weights * norms
-        mean = (pulls.detach() * here).sum() / count
+        mean = (together * (pulls.detach() * here)).sum(1) / count
         rates = torch.where(here, values.detach() / first.clamp(min=1e-12), torch.zeros_like(first))
-        rates = rates / (rates.sum() / count).clamp(min=1e-12)
+        rates = rates / ((together * rates).sum(1) / count).clamp(min=1e-12)
         apart = (pulls / mean.clamp(min=1e-12) - rates**self._alpha).abs()
         balance = _GRADNORM_PACE * torch.where(here, apart, torch.zeros_like(apart)).sum()
         return total + (balance - balance.detach())  # it moves the weights, but is no part of the loss that is told
 
-    def _find(self, network: nn.Module) -> str:
-        """The last of the weights that every task's output depends on."""
+    def _find(self, network: nn.Module) -> list[str]:
+        """For each task the last of the weights that it uses with all whom it shares any with; empty: with none."""
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         inside = {name: p for name, p in named.items() if not self._shared or name.startswith(self._shared + ".")}
         if not inside:
@@ -151,11 +160,25 @@ class GradNorm:
                 gradients = torch.autograd.grad(
                     outputs[task.name].sum(), list(inside.values()), retain_graph=True, allow_unused=True
                 )
-                used.append([gradient is not None for gradient in gradients])
-        all_use = [name for name, *flags in zip(inside, *used, strict=True) if all(flags) and inside[name].dim() > 1]
-        if not all_use:
-            raise NasplatError("gradnorm: the tasks share no weights", "use weighting hand or uncertainty")
-        return all_use[-1]
+                pairs = zip(inside, gradients, strict=True)
+                used.append([name for name, gradient in pairs if gradient is not None and inside[name].dim() > 1])
+        found = []
+        for own in used:
+            others = [other for other in used if other is not own and not set(own).isdisjoint(other)]
+            common = [name for name in own if all(name in other for other in others)]
+            if others and not common:
+                raise NasplatError(
+                    "gradnorm: there are tasks that share weights, but none that all of them use",
+                    "use weighting hand or uncertainty",
+                )
+            found.append(common[-1] if others else "")
+        if self._shared and not any(found) and len(self._tasks) > 1:
+            raise NasplatError(f"gradnorm: the tasks share no weights in {self._shared!r}", "leave shared out")
+        return found
+
+
+def _gradient(loss: Tensor, weights: nn.Parameter) -> Tensor | None:
+    return torch.autograd.grad(loss, [weights], retain_graph=True, allow_unused=True)[0]
 
 
 # Name -> from the tasks, the shape of images and the options that the name takes.

@@ -226,21 +226,53 @@ def test_gradnorm_does_not_change_the_gradient_of_the_network() -> None:
         torch.testing.assert_close(one.grad, two.grad)
 
 
-def test_gradnorm_looks_at_the_last_weights_that_all_share() -> None:
+class Apart(nn.Module):
+    """A network for each of some sets of tasks."""
+
+    def __init__(self, *sets: tuple[Task, ...]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(Branched(tasks) for tasks in sets)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: output for net in self.nets for name, output in net(images).items()}
+
+
+def test_gradnorm_looks_at_the_last_weights_that_tasks_share() -> None:
     network = Branched(TASKS)
-    assert GradNorm(TASKS, SHAPE)._find(network) == "trunk.2.weight"
-    assert GradNorm(TASKS, SHAPE, shared="trunk.0")._find(network) == "trunk.0.weight"
+    assert GradNorm(TASKS, SHAPE)._find(network) == ["trunk.2.weight"] * 4
+    assert GradNorm(TASKS, SHAPE, shared="trunk.0")._find(network) == ["trunk.0.weight"] * 4
+    first, second = "nets.0.trunk.2.weight", "nets.1.trunk.2.weight"
+    assert GradNorm(TASKS, SHAPE)._find(Apart(TASKS[:2], TASKS[2:])) == [first, first, second, second]
+    with pytest.raises(NasplatError, match=r"share no weights in 'nets\.0'"):
+        MultiTask(TASKS, SHAPE, "gradnorm", {"shared": "nets.0"}).module(Apart(TASKS[:1], TASKS[1:2], TASKS[2:]))
 
-    class Apart(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.nets = nn.ModuleList(Branched((task,)) for task in TASKS)
 
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {name: output for net in self.nets for name, output in net(images).items()}
-
-    with pytest.raises(NasplatError, match="share no weights"):
-        MultiTask(TASKS, SHAPE, "gradnorm").module(Apart())
+def test_gradnorm_balances_the_tasks_of_each_tree_by_themselves() -> None:
+    """A search over branching trees would end at the first tree in which not all tasks share a layer."""
+    made = batch(missing=0.2)
+    made.task_labels["size"].mul_(10)  # type: ignore[index]
+    network = Apart((KIND, SIZE), (MARKS,), (MAP,))
+    objective = MultiTask(TASKS, SHAPE, "gradnorm", {"alpha": 0.0})
+    extra: Any = objective.module(network)
+    optimiser = torch.optim.Adam(extra.parameters(), 0.05)
+    for step in range(300):
+        optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
+        optimiser.zero_grad()
+        objective.loss(network, extra, made, seeded()).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    names = [task.name for task in TASKS]
+    raw = extra.weighting.raw.detach()
+    alone = [names.index(task.name) for task in (MARKS, MAP)]
+    assert bool((raw[alone] == 0).all())  # each by itself counts once
+    losses = objective.losses(network, made, seeded())[0]
+    pair = [names.index(task.name) for task in (KIND, SIZE)]
+    weights = (2 * raw[pair].softmax(0)).tolist()
+    shared = network.get_parameter("nets.0.trunk.2.weight")
+    norms = [
+        weight * torch.autograd.grad(losses[place], [shared], retain_graph=True)[0].norm().item()
+        for weight, place in zip(weights, pair, strict=True)
+    ]
+    assert sum(weights) == pytest.approx(2) and norms[0] == pytest.approx(norms[1], rel=0.03)
 
 
 @pytest.mark.parametrize("weighting", list(WEIGHTINGS))
