@@ -11,7 +11,20 @@ import typer
 
 from nasplat import __version__
 from nasplat.artifacts.files import file_error
-from nasplat.cli import distill, doctor, export, profile, prune, report, schema, search, spaces, status, train
+from nasplat.cli import (
+    distill,
+    doctor,
+    export,
+    initialise,
+    profile,
+    prune,
+    report,
+    schema,
+    search,
+    spaces,
+    status,
+    train,
+)
 from nasplat.core.errors import NasplatError
 from nasplat.jobs.command import command
 
@@ -34,6 +47,7 @@ for verb, example in (
         "--teacher torchvision.models:resnet50 --teacher-checkpoint big.pth --student torchvision.models:resnet18 "
         "--data ./images --epochs 20",
     ),
+    (initialise.initialise, "--model torchvision.models:resnet18 --weights runs/mine --out init.safetensors"),
     (spaces.spaces, "darts"),
     (profile.profile, "resnet18"),
     (doctor.doctor, ""),

@@ -13,7 +13,7 @@ from nasplat.artifacts.run_directory import RunDirectory
 from nasplat.core.cost import COSTS
 from nasplat.core.distillation import Network
 from nasplat.core.errors import NasplatError, nearest
-from nasplat.core.experiment import Experiment, Train
+from nasplat.core.experiment import Experiment, Train, Weights
 from nasplat.core.section import Section
 from nasplat.jobs.command import command
 from nasplat.jobs.explain import dotted, explain
@@ -72,6 +72,8 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         data_path = found_file(experiment.data.path, source, ("data", "path"))
         updates["data"] = experiment.data.model_copy(update={"path": str(data_path)})
     updates["train"] = with_teacher_files(experiment.train, source)
+    if experiment.weights is not None:
+        updates["weights"] = _with_training_space(experiment.weights, source)
     if "name" not in source.data:
         updates["name"] = path.stem
     experiment = experiment.model_copy(update=updates)
@@ -271,6 +273,15 @@ def _with_files(space: YamlFile) -> dict[str, Any]:
     if found["family"] == "pruning" and isinstance(found.get("checkpoint"), str):
         found["checkpoint"] = str(found_file(found["checkpoint"], space, ("checkpoint",)))
     return found
+
+
+def _with_training_space(weights: Weights, source: YamlFile) -> Weights:
+    """A source of weights whose own space, where it has one in a file, is read."""
+    space = weights.options.get("space")
+    if not isinstance(space, str):
+        return weights
+    read = _checked_space(read_yaml(found_file(space, source, ("weights", "options", "space"))))
+    return weights.model_copy(update={"options": {**weights.options, "space": read}})
 
 
 def with_teacher_files(train: Train, source: YamlFile) -> Train:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from nasplat.core.distillation_file import DistillationFile
+from nasplat.core.initialisation import Initialisation
 from nasplat.core.pruning import PruningFile
 from nasplat.jobs.experiment import (
     add_user_code,
@@ -57,6 +58,20 @@ def load_distillation(path: Path | None, overrides: Iterable[str] = ()) -> Disti
     if "name" not in source.data and path is not None:
         updates["name"] = source.path.stem
     return settings.model_copy(update=updates)
+
+
+def load_initialisation(overrides: Iterable[str]) -> Initialisation:
+    """What `section.key=value` each say of a network that gets generated weights."""
+    path = Path.cwd() / "the command line"
+    source = YamlFile(path, {})
+    for text in overrides:
+        override(source, text)
+    try:
+        settings = Initialisation.model_validate(source.data)
+    except ValidationError as error:
+        raise explain(error, source, what=Initialisation) from error
+    add_user_code(path)
+    return with_files(settings, source, ())
 
 
 def _read(kind: type[Settings], path: Path | None, overrides: Iterable[str]) -> tuple[Settings, YamlFile]:

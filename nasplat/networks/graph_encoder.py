@@ -148,6 +148,21 @@ class GraphEncoder(nn.Module):
         return states
 
 
+def nearest(embeddings: Tensor, query: Tensor, k: int) -> Tensor:
+    """The networks that are most like another, by the cosine of their vectors, most alike first.
+
+    Args:
+        embeddings: `(N, D)` of an encoder's vectors, or `GraphHyperNetwork.embedding`.
+        query: `(D,)`.
+        k: how many; all where there are fewer.
+
+    Returns:
+        Their rows, `(min(k, N),)`.
+    """
+    likeness = nn.functional.cosine_similarity(embeddings, query[None], 1)
+    return likeness.topk(min(k, len(embeddings))).indices
+
+
 def _side_by_side(norm: nn.Module, *parts: Tensor) -> Tensor:
     """Parts of equal width, each normalised alike, side by side."""
     return torch.cat([norm(part) for part in parts], 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from nasplat.networks.same import Same
 if TYPE_CHECKING:
     from nasplat.core.space import SearchSpace
 
+Outside = Literal["refuse", "warn"]
 FARTHEST = 50  # operations that are more steps away send no message
 SIZES = 9  # of the shape encoding: sizes 1, 2, 4, … 256 and more
 NORMS = frozenset({"batch_norm", "aten.native_layer_norm", "aten.native_group_norm"})
@@ -63,14 +64,19 @@ class GraphHyperNetwork(nn.Module):
         space: that it is trained on.
         width: of the state of an operation.
         channels, kernel: the largest that is decoded without tiling or padding by zeros.
+        outside: whether a search may ask for networks of other spaces, with a warning.
 
     Attributes:
         space_fingerprint: of the space.
+        input_shape: `(C, H, W)` of the images that its networks are trained on.
     """
 
-    def __init__(self, space: SearchSpace, width: int = 32, channels: int = 32, kernel: int = 7) -> None:
+    def __init__(
+        self, space: SearchSpace, width: int = 32, channels: int = 32, kernel: int = 7, outside: Outside = "refuse"
+    ) -> None:
         super().__init__()
-        self.space_fingerprint = space.fingerprint
+        self.space_fingerprint, self.outside = space.fingerprint, outside
+        self.input_shape = space.problem.input_shape
         self.channels, self.kernel = channels, kernel
         classes = max(output.size for output in space.problem.outputs)
         self.enter = nn.Linear(NODE_FEATURES, width)
@@ -84,6 +90,11 @@ class GraphHyperNetwork(nn.Module):
         self.kernels = nn.Linear(4 * width, channels**2)
         self.classes = nn.Linear(4 * width, classes * channels)
         self.vectors = _perceptron(width, 2 * width, 2 * channels)
+        # States have unit variance, and so have what is decoded of them before it is scaled by fan-in: the networks of
+        # the first step are as large as those of He et al. (2015), without batch norm too.
+        for layer, gain in ((self.spread, 1), (self.mix, 2), (self.kernels, 2), (self.classes, 2)):
+            nn.init.normal_(layer.weight, std=sqrt(gain / layer.in_features))
+            nn.init.zeros_(layer.bias)
 
     def forward(self, graphs: Sequence[OperationGraph]) -> list[dict[str, Tensor]]:
         """The weights of networks, by the names of their state dicts.
@@ -114,7 +125,7 @@ class GraphHyperNetwork(nn.Module):
         return {name: found[name] for name in shapes}
 
     def node_states(self, graph: OperationGraph, shapes: Mapping[str, Shape] | None = None) -> Tensor:
-        """States `(V, width)` of all operations; their mean is what regressors read of a network."""
+        """States `(V, width)` of all operations."""
         shapes = parameter_shapes(graph) if shapes is None else shapes
         walk = _levels(Same(graph), Same(shapes), str(self.enter.weight.device))
         sizes = torch.cat([embed(walk.shapes[:, axis]) for axis, embed in enumerate(self.sizes)], 1)
@@ -126,6 +137,13 @@ class GraphHyperNetwork(nn.Module):
             states = self._walked(states, near, far, order)
         normed: Tensor = self.norm(states)
         return normed
+
+    def embedding(self, graphs: Sequence[OperationGraph]) -> Tensor:
+        """One vector a network, `(N, width)`: the mean of the states of its operations.
+
+        Of networks that are traced and not of a space, `nasplat.networks.primitive_graph.primitives` makes graphs.
+        """
+        return torch.stack([self.node_states(graph).mean(0) for graph in graphs])
 
     def _walked(self, states: Tensor, near: Tensor, far: Tensor, order: Sequence[Tensor]) -> Tensor:
         """Every operation takes in what those before it have become; all of one depth at once."""

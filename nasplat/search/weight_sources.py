@@ -29,11 +29,15 @@ class Source:
             default generator.
         rule: which networks of the space each step is of.
         train: what suits the source better than the settings of candidates; a budget is not among it.
+        space: to train on, as plain data, where that is not the space of the experiment.
+        outside: whether networks of another space than it was trained on are refused, or get weights and a warning.
     """
 
     make: Callable[[SearchSpace], nn.Module]
     rule: Callable[[SearchSpace], Rule]
     train: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] | None = None
+    outside: Literal["refuse", "warn"] = "refuse"
 
 
 def supernet(
@@ -63,7 +67,12 @@ def supernet(
 
 
 def graph_hypernetwork(
-    networks: AtLeast1 = 8, width: AtLeast4 = 32, channels: AtLeast1 = 32, kernel: AtLeast1 = 7
+    networks: AtLeast1 = 8,
+    width: AtLeast4 = 32,
+    channels: AtLeast1 = 32,
+    kernel: AtLeast1 = 7,
+    space: dict[str, Any] | None = None,
+    outside: Literal["refuse", "warn"] | None = None,
 ) -> Source:
     """Weights from the graph of a network; see `nasplat.networks.graph_hypernetwork`.
 
@@ -71,19 +80,25 @@ def graph_hypernetwork(
         networks: a step, all trained on one batch.
         width: of the state of an operation, a multiple of 4.
         channels, kernel: the largest that is decoded.
+        space: to train on, where that is not the experiment's: `{family: diverse}` is made for it. In an experiment
+            file it may be the path of another one.
+        outside: what becomes of networks of another space than it was trained on. By default they are refused, but
+            who gives a `space` has asked for them, and is warned.
     """
+    allowed = outside or ("refuse" if space is None else "warn")
 
     def make(space: SearchSpace) -> nn.Module:
         from nasplat.networks.graph_hypernetwork import GraphHyperNetwork
 
-        return GraphHyperNetwork(space, width, channels, kernel)
+        return GraphHyperNetwork(space, width, channels, kernel, allowed)
 
     def drawn(space: SearchSpace) -> Rule:
         from nasplat.training.weight_source import uniform
 
         return uniform(space, networks)
 
-    return Source(make, drawn, {"optimiser": "adam", "lr": 1e-3, "weight_decay": 1e-5, "clip_norm": 5.0})
+    train = {"optimiser": "adam", "lr": 1e-3, "weight_decay": 1e-5, "clip_norm": 5.0}
+    return Source(make, drawn, train, space, allowed)
 
 
 def smash(
@@ -153,8 +168,19 @@ def make(source: Source, space: SearchSpace, seed: int) -> nn.Module:
         return source.make(space)
 
 
-def save_source(module: nn.Module, path: Path, space: SearchSpace, name: str, options: Mapping[str, Any]) -> None:
+def save_source(
+    module: nn.Module,
+    path: Path,
+    space: SearchSpace,
+    name: str,
+    options: Mapping[str, Any],
+    spec: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a trained source, whole or not at all.
+
+    Args:
+        space: that it was trained on.
+        spec: that space as plain data, with which the file can be read where only the file is known.
 
     Raises:
         NasplatError: the disk is full or cannot be written to.
@@ -162,11 +188,19 @@ def save_source(module: nn.Module, path: Path, space: SearchSpace, name: str, op
     from nasplat.artifacts.weights import save_weights
 
     about = {"source": name, "version": VERSION, "space": space.fingerprint, "options": json.dumps(dict(options))}
+    if spec is not None:
+        about |= {"spec": json.dumps(dict(spec)), "problem": json.dumps(space.problem.to_json())}
     save_weights(module, path, about)
 
 
-def read_source(path: Path, space: SearchSpace) -> nn.Module:
-    """The source of a file, for the space that it was trained on.
+def read_source(
+    path: Path, space: SearchSpace | None = None, outside: Literal["refuse", "warn"] = "refuse"
+) -> nn.Module:
+    """The source of a file.
+
+    Args:
+        space: that weights are wanted for; None stands for the one that it was trained on.
+        outside: whether another space than that is refused.
 
     Raises:
         NasplatError: the file is missing, damaged, of another space or version, or no source of weights.
@@ -181,11 +215,26 @@ def read_source(path: Path, space: SearchSpace) -> nn.Module:
             f"{path} is of version {about.get('version')} of this format, not of version {VERSION}",
             "train the source again, or read it with the nasplat that wrote it",
         )
+    source = source_of(about["source"], json.loads(about["options"]))
+    if space is None or (about["space"] != space.fingerprint and outside == "warn"):
+        space = _trained_on(about, path)
     if about["space"] != space.fingerprint:
         raise NasplatError(
             f"the weights in {path} were made for the space {about['space'][:8]}, not for {space.fingerprint[:8]}",
-            "train a source of weights for this space, or name the space of that one",
+            "train a source of weights for this space, or name the space of that one; a graph_hypernetwork knows "
+            "others too: options: {outside: warn}",
         )
-    module = make(source_of(about["source"], json.loads(about["options"])), space, 0)
+    module = make(source, space, 0)
     load_into(module, path)
+    if hasattr(module, "outside"):
+        module.outside = outside
     return module
+
+
+def _trained_on(about: Mapping[str, str], path: Path) -> SearchSpace:
+    from nasplat.core.problem import Problem
+    from nasplat.spaces.families import make_space
+
+    if "spec" not in about:
+        raise NasplatError(f"{path} does not say which space it was trained on", "train the source again")
+    return make_space(json.loads(about["spec"]), Problem.from_json(json.loads(about["problem"])))

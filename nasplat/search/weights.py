@@ -41,17 +41,23 @@ def with_weights_trained(
 
     Raises:
         NasplatError: options that the source does not have, a space that it cannot make weights for, or a file of
-            another space.
+            another space, where the options do not allow that.
     """
     weights = experiment.weights
-    if weights is None or weights.file is not None:
-        if weights is not None and weights.file is not None:
-            read_source(Path(weights.file), space)
+    if weights is None:
         return experiment
-    path = root / FOLDER / "source.safetensors"
-    if not path.exists():
+    path = source_file(root) if weights.file is None else Path(weights.file)
+    if weights.file is None and not path.exists():
         _train(experiment, weights, space, path, say, load)
+    source: Any = read_source(path, space, source_of(weights.source, weights.options).outside)
+    if source.space_fingerprint != space.fingerprint:
+        say(f"{weights.source}: it was trained on networks of another space than this one, for which it can but guess")
     return experiment.model_copy(update={"weights": weights.model_copy(update={"file": str(path)})})
+
+
+def source_file(root: Path) -> Path:
+    """Where a run keeps the source of weights that it trained."""
+    return root / FOLDER / "source.safetensors"
 
 
 def _train(
@@ -63,20 +69,29 @@ def _train(
     load: Callable[[], Dataset] | None,
 ) -> None:
     from nasplat.search.evaluate import load_data
+    from nasplat.spaces.families import make_space
     from nasplat.training.devices import resolve_device, set_threads
     from nasplat.training.fit import fit
     from nasplat.training.objectives import make_objective
     from nasplat.training.weight_source import SourceObjective
 
     source = source_of(weights.source, weights.options)
-    rule = source.rule(space)
     dataset = load() if load else load_data(experiment.data)
+    spec = experiment.space if source.space is None else source.space
+    if source.space is not None:
+        wanted, space = space, make_space(source.space, dataset.problem)
+        if source.outside == "refuse" and space.fingerprint != wanted.fingerprint:
+            raise NasplatError(
+                "weights.options: the source is trained on another space than the experiment's, and outside is refuse",
+                "leave out outside, or space",
+            )
+    rule = source.rule(space)
     settings = source_settings(experiment.train, source, weights.train)
     device = resolve_device(experiment.run.device)
     set_threads(experiment.run.threads)
     seed = candidate_seed(experiment.search.seed, space.fingerprint, 0)
     module = make(source, space, seed)
-    inner = make_objective(settings, dataset.problem, len(dataset.train))
+    objective = SourceObjective(space, rule, make_objective(settings, dataset.problem, len(dataset.train)))
     say(f"training the {weights.source} that all candidates get their weights from")
     told = 0
 
@@ -98,9 +113,14 @@ def _train(
         resident=experiment.data.resident,
         checkpoint=checkpoint,
         on_progress=on_progress,
-        objective=SourceObjective(space, rule, inner),
+        objective=objective,
     )
-    save_source(module, path, space, weights.source, weights.options)
+    if objective.left_out:
+        say(
+            f"{weights.source}: {objective.left_out} of {objective.trained} networks were left out of the training, "
+            "for their loss was not finite, or the memory did not suffice"
+        )
+    save_source(module, path, space, weights.source, weights.options, None if isinstance(spec, str) else spec)
 
 
 def source_settings(train: Train, source: Source, overrides: Mapping[str, Any]) -> Train:
@@ -153,7 +173,8 @@ def _source(experiment: Experiment, space: SearchSpace, device: torch.device) ->
     key = (experiment.weights.file, space.fingerprint, str(device))
     if key not in _sources:
         _sources.clear()
-        _sources[key] = read_source(Path(experiment.weights.file), space).to(device).eval()
+        outside = source_of(experiment.weights.source, experiment.weights.options).outside
+        _sources[key] = read_source(Path(experiment.weights.file), space, outside).to(device).eval()
     return _sources[key]
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from nasplat.core.problem import Problem
+from nasplat.core.errors import NasplatError
+from nasplat.core.problem import Output, Problem
 from nasplat.networks.counter import copy_to
 from nasplat.networks.primitive_graph import primitives
 from nasplat.spaces.recording import record
@@ -30,11 +31,11 @@ def initialise_from(
 ) -> tuple[str, ...]:
     """Writes generated weights into a network, in place; its statistics of batch norm are left as they are.
 
-    Any module that `nasplat.spaces.recording.record` can run, such as torchvision's. What belongs to no layer (class
+    Any module from images to a tensor, or to tensors by name, such as torchvision's. What belongs to no layer (class
     tokens, positions) or has no one to four dimensions keeps its value.
 
     Args:
-        problem: the size of its input, and its outputs.
+        problem: the size of its input, and its outputs; see `problem_of`.
         generator: of the noise, on the CPU.
         noise: see `NOISE`. Knyazev et al. (2021) fine-tune from predicted parameters, whose tiles are identical.
 
@@ -61,3 +62,24 @@ def initialise_from(
             value = (value + noise * value.std() * drawn) / sqrt(1 + noise**2)
         parameter.copy_(value)
     return tuple(left)
+
+
+def problem_of(network: nn.Module, input_shape: tuple[int, int, int]) -> Problem:
+    """The problem of a network that nobody described, as far as its initialisation must know it.
+
+    Args:
+        network: from images to a tensor, or to tensors by name.
+        input_shape: `(C, H, W)` of its images.
+
+    Raises:
+        NasplatError: it does not run on such images.
+    """
+    try:
+        result = copy_to(network, "meta").eval()(torch.zeros(1, *input_shape, device="meta"))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        size = "×".join(map(str, input_shape))
+        message = f"the network does not run on an image of {size}: {error}"
+        raise NasplatError(message, "give the size of its input, such as --input 3,224,224") from error
+    names = result if isinstance(result, dict) else ("logits",)
+    # Of an embedding nothing is asked: how many classes there are is the network's affair.
+    return Problem(input_shape, tuple(Output(str(name), "embedding", 1) for name in names))

@@ -6,8 +6,9 @@ hypernetwork. It is trained by the ordinary loop, on networks drawn anew every s
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -24,6 +25,7 @@ from nasplat.core.graph import OperationGraph
 from nasplat.core.space import SearchSpace
 from nasplat.networks.graph_run import GraphRun
 from nasplat.networks.shared_weights import extremes
+from nasplat.training.meta_batch import MetaBatch
 from nasplat.training.objectives import Objective
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class WeightSource(Protocol):
 
     Attributes:
         space_fingerprint: of the space that it was made for.
+        outside: `warn` where it may be asked for networks of other spaces; without it those are refused.
     """
 
     space_fingerprint: str
@@ -142,6 +145,9 @@ class SourceObjective:
         rule: how.
         inner: what each of them is trained on, with labels or without.
 
+    Attributes:
+        trained: networks so far, in this process.
+
     Raises:
         NasplatError: networks of different numbers of features share one projector.
     """
@@ -153,6 +159,8 @@ class SourceObjective:
         self.identity = f"{space.fingerprint} {getattr(inner, 'identity', '')}"
         self._graphs: OrderedDict[str, OperationGraph] = OrderedDict()
         self._share = 0.0
+        self.trained = 0
+        self._left_out: Any = 0
 
     def at(self, share: float) -> None:
         self._share = share
@@ -173,18 +181,29 @@ class SourceObjective:
 
     def loss(self, network: nn.Module, extra: nn.Module | None, batch: Batch, generator: torch.Generator) -> Tensor:
         drawn = self.rule(np.random.default_rng(int(torch.randint(2**62, (1,)).numpy()[0])), self._share)
-        losses: list[Tensor] = []
         taught = _Recorded()
+        together = MetaBatch(extra)
         graphs = [self._graph(architecture) for architecture in drawn.architectures]
         for place, (graph, weights) in enumerate(zip(graphs, network(graphs), strict=True)):
-            run = GraphRun(graph, weights)
-            if place < drawn.labelled or taught.outputs is None:
-                loss = self.inner.loss(taught.watching(run), extra, batch, generator)  # type: ignore[arg-type]
-            else:
+
+            def loss(
+                own: Mapping[str, Tensor], graph: OperationGraph = graph, labelled: bool = place < drawn.labelled
+            ) -> Tensor:
+                run = GraphRun(graph, own)
+                if labelled or taught.outputs is None:
+                    return self.inner.loss(taught.watching(run), extra, batch, generator)  # type: ignore[arg-type]
                 assert taught.images is not None
-                loss = _soft_cross_entropy(run(taught.images), taught.outputs)
-            losses.append(loss)
-        return torch.stack(losses).mean()
+                return _soft_cross_entropy(run(taught.images), taught.outputs)
+
+            together.add(weights, loss)
+        self.trained += len(graphs)
+        self._left_out = self._left_out + together.left_out
+        return together.mean()
+
+    @property
+    def left_out(self) -> int:
+        """Of `trained` those that counted for nothing; see `MetaBatch`. Waits for the device."""
+        return int(self._left_out)
 
     def _graph(self, architecture: Architecture) -> OperationGraph:
         graph = self._graphs.get(architecture.digest)
@@ -226,16 +245,26 @@ def _soft_cross_entropy(logits: Any, teacher: Tensor) -> Tensor:
 
 
 def check_space(source: WeightSource, space: SearchSpace) -> None:
-    """Refuses weights of another space.
+    """Refuses weights of another space, or warns of them where the source says so.
 
     Raises:
         NasplatError: that is what they are.
     """
-    if source.space_fingerprint != space.fingerprint:
+    if source.space_fingerprint == space.fingerprint:
+        return
+    message = f"these weights were made for the space {source.space_fingerprint[:8]}, not for {space.fingerprint[:8]}"
+    if getattr(source, "outside", "refuse") == "refuse":
+        raise NasplatError(message, "train a source of weights for this space")
+    warnings.warn(f"{message}: they are a guess", stacklevel=3)
+
+
+def _graph(space: SearchSpace, architecture: Architecture) -> OperationGraph:
+    if architecture.identity != space.fingerprint:
         raise NasplatError(
-            f"these weights were made for the space {source.space_fingerprint[:8]}, not for {space.fingerprint[:8]}",
-            "train a source of weights for this space",
+            f"architecture {architecture.digest[:8]} is of another space than {space.fingerprint[:8]}",
+            "give the space that it was found in",
         )
+    return space.graph(architecture)
 
 
 def calibration(
@@ -271,7 +300,7 @@ def accuracies(
     source.eval()
     count = sum(len(batch.indices) for batch in batches)
     for architecture in architectures:
-        graph = space.graph(architecture)
+        graph = _graph(space, architecture)
         run = GraphRun(graph, *source([graph]))
         run.calibrate(calibrated_on)
         right: Any = 0
@@ -297,7 +326,7 @@ def with_weights(
     """
     check_space(source, space)  # type: ignore[arg-type]
     source.eval()
-    graph = space.graph(architecture)
+    graph = _graph(space, architecture)
     run = GraphRun(graph, *source([graph]))
     run.calibrate(calibrated_on)
     network = space.build(architecture).to(next(source.parameters()).device)

@@ -11,13 +11,12 @@ from torch import nn
 
 from nasplat.core.errors import NasplatError
 from nasplat.core.graph import GraphBuilder, Operation, OperationGraph
-from nasplat.core.problem import classification
 from nasplat.networks.graph_hypernetwork import GraphHyperNetwork, _levels, _tiled
 from nasplat.networks.graph_run import GraphRun, parameter_shapes
 from nasplat.networks.primitive_graph import primitives
 from nasplat.networks.same import Same
 from nasplat.spaces.families import make_space
-from nasplat.training.initialisation import initialise_from
+from nasplat.training.initialisation import initialise_from, problem_of
 from tests.networks.test_shared_weights import PROBLEM, SPACES, images, sampled
 
 
@@ -136,7 +135,7 @@ def test_networks_of_others_are_initialised() -> None:
     network = Net()
     before = {name: one.clone() for name, one in network.state_dict().items()}
     source = hypernetwork(make_space(SPACES["nasbench201"], PROBLEM))
-    left = initialise_from(source, network, classification((2, 12, 12), 5), torch.Generator().manual_seed(0))
+    left = initialise_from(source, network, problem_of(network, (2, 12, 12)), torch.Generator().manual_seed(0))
     assert left == ("scale",) and torch.equal(network.scale, before["scale"])
     after = network.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in before if name != "scale")
