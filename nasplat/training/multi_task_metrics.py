@@ -210,7 +210,10 @@ def delta_m(tasks: Sequence[Task], metrics: Mapping[str, float], single: Mapping
             if value is None or not isfinite(value):
                 raise NasplatError(f"delta_m: {name} of {which} is {'missing' if value is None else value}")
         if single[name] == 0:
-            raise NasplatError(f"delta_m: {name} of the single-task network is 0", "there is no change relative to 0")
+            raise NasplatError(
+                f"delta_m: {name} of the single-task network is 0, and no change is relative to 0",
+                "train longer, or leave the task out",
+            )
         change_of = (metrics[name] - single[name]) / abs(single[name])
         total += -change_of if metric in LOWER_IS_BETTER else change_of
     return total / len(tasks)
