@@ -82,12 +82,13 @@ class MetaBatch:
 
 def _gradient(loss: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
     """The first of each pair whose second the loss depends on, and the gradients of these in a row."""
+    nothing = loss.new_zeros(0)
     if not loss.requires_grad:
-        return [], loss.new_zeros(0)
+        return [], nothing
     with torch.autocast(loss.device.type, enabled=False):  # as a backward pass outside of the forward's context
         found = torch.autograd.grad(loss, [leaf for _, leaf in pairs], allow_unused=True)
     there = [(tensor, one) for (tensor, _), one in zip(pairs, found, strict=True) if one is not None]
-    return [tensor for tensor, _ in there], torch.cat([one.reshape(-1) for _, one in there])
+    return [tensor for tensor, _ in there], torch.cat([nothing, *(one.reshape(-1) for _, one in there)])
 
 
 class _WithGradients(torch.autograd.Function):
