@@ -63,7 +63,7 @@ class ResNetSpace(SearchSpace):
         depths: numbers of blocks that a stage may have besides all; larger ones than that are left out.
         expansions: inner channels of a block as shares of the stage's, rounded likewise; by default those of ResNets,
             1 in basic and 0.25 in bottleneck blocks.
-        kernels: odd sizes; of both convolutions of a basic block, and of the middle one of a bottleneck.
+        kernels: odd sizes from 3 on; of both convolutions of a basic block, and of the middle one of a bottleneck.
         shortcut: where a block changes shape, a 1×1 convolution with batch norm (projection), or every other pixel
             and zeros for channels that there were not (padded), without parameters. Where a stage is narrower than
             the one before, it is a projection in both.
@@ -103,7 +103,7 @@ class ResNetSpace(SearchSpace):
             "stem_channels", {"cifar": 16, "imagenet": 64}[stem] if stem_channels is None else stem_channels
         )
         self.divisor = whole("divisor", divisor)
-        self.kernels = tuple(whole("a kernel", kernel) for kernel in listed("kernels", kernels))
+        self.kernels = tuple(whole("a kernel", kernel, 3) for kernel in listed("kernels", kernels))
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise NasplatError(f"kernels are {list(kernels)}", "each must be an odd number")
         shares = [self.kind.published_expansion] if expansions is None else listed("expansions", expansions)

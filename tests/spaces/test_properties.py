@@ -55,7 +55,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "widths": [0.5, 1.0],
         "depths": [1],
         "expansions": [0.5, 1.0],
-        "kernels": [1, 3],
+        "kernels": [3, 5],
         "shortcut": "padded",
         "divisor": 4,
     },

@@ -163,7 +163,7 @@ def test_every_choice_changes_the_cost_and_is_ordered() -> None:
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_cost_is_that_of_the_graph_with_every_extra(block: str, shortcut: str, stem: str) -> None:
     """The sum over blocks knows odd sizes, both stems, shortcuts that grow and that shrink."""
-    extras: dict[str, Any] = {"expansions": (0.3, 0.8), "kernels": (1, 3), "activation": "silu", "divisor": 4}
+    extras: dict[str, Any] = {"expansions": (0.3, 0.8), "kernels": (3, 5), "activation": "silu", "divisor": 4}
     space = ResNetSpace(classification((1, 13, 9), 3), block=block, shortcut=shortcut, stem=stem, **extras)
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -232,6 +232,7 @@ def test_an_unlabelled_problem_ends_in_its_features() -> None:
         ({"expansions": []}, "expansions"),
         ({"expansions": ["half"]}, "half"),
         ({"kernels": [4]}, "kernels"),
+        ({"kernels": [1, 3]}, "a kernel is 1"),
         ({"kernels": 3}, "kernels"),
         ({"activation": "gelu"}, "gelu"),
         ({"divisor": 0}, "divisor"),
