@@ -26,6 +26,7 @@ from nasplat.core.space import SearchSpace
 from nasplat.networks.graph_run import GraphRun
 from nasplat.networks.shared_weights import extremes
 from nasplat.training.meta_batch import MetaBatch
+from nasplat.training.nested_taps import NestedTaps, tap_channels, widest
 from nasplat.training.objectives import Objective
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def uniform(space: SearchSpace, paths: int) -> Rule:
 
     One is single-path training (Guo et al., Single Path One-Shot Neural Architecture Search with Uniform Sampling,
     2020); several, in a space of widths and depths, are SortedNet, which accumulates the gradients of nested
-    sub-networks, each with its own loss (Valipour et al., 2023).
+    sub-networks, each with its own loss (Valipour et al., 2023). The mean of the losses is descended, not their sum: a
+    learning rate that suits one network suits any number, and one published for the sum of N is divided by N.
     """
 
     def draw(rng: np.random.Generator, share: float) -> Drawn:
@@ -143,13 +145,11 @@ class SourceObjective:
     Args:
         space: that networks are drawn from.
         rule: how.
-        inner: what each of them is trained on, with labels or without.
+        inner: what each of them is trained on, with labels or without. What it trains besides is shared by all, see
+            `nasplat.training.nested_taps`.
 
     Attributes:
         trained: networks so far, in this process.
-
-    Raises:
-        NasplatError: networks of different numbers of features share one projector.
     """
 
     def __init__(self, space: SearchSpace, rule: Rule, inner: Objective) -> None:
@@ -159,6 +159,7 @@ class SourceObjective:
         self.identity = f"{space.fingerprint} {getattr(inner, 'identity', '')}"
         self._graphs: OrderedDict[str, OperationGraph] = OrderedDict()
         self._share = 0.0
+        self._channels: dict[str, int] = {}  # of the taps of the widest network, where something reads them
         self.trained = 0
         self._left_out: Any = 0
 
@@ -166,17 +167,11 @@ class SourceObjective:
         self._share = share
 
     def module(self, network: nn.Module) -> nn.Module | None:
-        largest, smallest = extremes(self.space)
-        built: Any = self.space.build(largest)
+        largest = widest(self.space)
         device = next(network.parameters()).device
-        extra = self.inner.module(built.to(device))
+        extra = self.inner.module(self.space.build(largest).to(device))
         if extra is not None:
-            other: Any = self.space.build(smallest)
-            if getattr(built, "num_features", 0) != getattr(other, "num_features", 0):
-                raise NasplatError(
-                    f"networks of {built.num_features} and of {other.num_features} features share no projector",
-                    "give the space a last layer of one width (mbconv: last_channels), or use objective: supervised",
-                )
+            self._channels = tap_channels(self.space.graph(largest))
         return extra
 
     def loss(self, network: nn.Module, extra: nn.Module | None, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -189,7 +184,7 @@ class SourceObjective:
             def loss(
                 own: Mapping[str, Tensor], graph: OperationGraph = graph, labelled: bool = place < drawn.labelled
             ) -> Tensor:
-                run = GraphRun(graph, own)
+                run = NestedTaps(GraphRun(graph, own), self._channels)
                 if labelled or taught.outputs is None:
                     return self.inner.loss(taught.watching(run), extra, batch, generator)  # type: ignore[arg-type]
                 assert taught.images is not None
@@ -221,11 +216,11 @@ class _Recorded:
     """
 
     def __init__(self) -> None:
-        self.run: GraphRun | None = None
+        self.run: NestedTaps | None = None
         self.images: Tensor | None = None
         self.outputs: Any = None
 
-    def watching(self, run: GraphRun) -> Any:
+    def watching(self, run: NestedTaps) -> Any:
         self.run = run
         return self
 

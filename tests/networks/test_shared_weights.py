@@ -30,6 +30,26 @@ SPACES: dict[str, dict[str, Any]] = {
         "last_channels": 0,
         "squeeze_excite": True,
     },
+    "resnet": {
+        "family": "resnet",
+        "stages": [{"channels": 16, "stride": 2, "blocks": 2}, {"channels": 16, "stride": 2, "blocks": 2}],
+        "stem_channels": 8,
+        "widths": [0.5, 1.0],
+        "depths": [1],
+        "expansions": [0.5, 1.0],
+        "kernels": [3, 5],
+    },
+    "bottleneck": {
+        "family": "resnet",
+        "block": "bottleneck",
+        "stages": [{"channels": 32, "stride": 1, "blocks": 2}, {"channels": 64, "stride": 2, "blocks": 2}],
+        "stem_channels": 8,
+        "widths": [0.25, 1.0],
+        "depths": [1],
+        "expansions": [0.25, 0.5],
+        "kernels": [3, 5],
+        "shortcut": "padded",
+    },
 }
 
 

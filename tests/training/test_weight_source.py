@@ -113,13 +113,6 @@ def test_a_supernet_learns_without_labels(space: Any, digits: Any) -> None:
     assert result.losses[-1] < result.losses[0]
 
 
-def test_one_projector_does_not_fit_networks_of_different_features(digits: Any) -> None:
-    """A shape error in the middle of a step would tell nobody what to change."""
-    narrow = make_space({**WIDTHS, "last_channels": 0}, digits.problem)
-    with pytest.raises(NasplatError, match="share no projector"):
-        trained(narrow, digits, uniform(narrow, 1), objective="simclr", epochs=1)
-
-
 def test_the_sandwich_teaches_with_the_largest(space: Any, digits: Any) -> None:
     """In-place distillation is the whole of the rule: without it small networks learn from labels like any other."""
     settings = Train(epochs=1, batch_size=32)
