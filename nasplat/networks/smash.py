@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nasplat.core.graph import Operation, OperationGraph, Shape
 from nasplat.networks.graph_run import parameter_shapes
 from nasplat.networks.kernel_encoding import BAND, COLUMN, SIGNAL, Encoding, encode
-from nasplat.networks.shared_weights import Kernels, SharedWeights, extremes, sliced
+from nasplat.networks.shared_weights import Kernels, SharedWeights, sliced
 from nasplat.networks.weight_conditions import MIP
 
 if TYPE_CHECKING:
@@ -88,22 +88,15 @@ class SmashHyperNetwork(nn.Module):
         self.near = nn.ModuleList(nn.Conv2d(size, growth, 3, padding=1) for size in sizes[:-1])
         self.far = nn.ModuleList(nn.Linear(size, growth, bias=False) for size in sizes[:-1])
         # Of three dimensions: the loop brings those of four and five into a memory format of images.
-        self.head = nn.Parameter(torch.randn(sizes[-1], unit**2, prod(self.largest)))
+        self.head = nn.Parameter(torch.empty(sizes[-1], unit**2, prod(self.largest)))
         for module in (self.network, self.layers, self.columns, *self.far):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         for module in self.near:
             nn.init.kaiming_normal_(module.weight, a=SLOPE)
         for module in (self.network, *self.near):
             nn.init.zeros_(module.bias)
-        self._level(space.graph(extremes(space)[0]))
-
-    @torch.no_grad()
-    def _level(self, graph: OperationGraph) -> None:
-        """Brings what is generated to a standard deviation of 1, before it is scaled as kernels are initialised."""
-        code = encode(graph, self.generated, self.unit)
-        if code.kernels:
-            raw = self._features(code).permute(1, 2, 0) @ self.head.flatten(1)
-            self.head /= raw.square().mean().sqrt()
+        # With it what is generated has a standard deviation of 1, before it is scaled as kernels are initialised.
+        nn.init.normal_(self.head, 0, sqrt(2 / (1 + SLOPE**2) / sizes[-1]))
 
     def forward(self, graphs: Sequence[OperationGraph]) -> list[dict[str, Tensor]]:
         """The weights of networks, by the names of their state dicts.
