@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.jobs.experiment import final_train
 from nasplat.search.records import OnProgress, Record, TrialSpec
@@ -19,9 +20,18 @@ def final_experiment(experiment: Experiment) -> Experiment:
     """An experiment as `nasplat train` carries it out: full schedule, larger space, fresh weights, no constraints.
 
     A network that is now trained with labels is judged by its own classifier, others as in the search.
+
+    Raises:
+        NasplatError: candidates had their weights from a source and were not trained, and no training is set here.
     """
     assert isinstance(experiment.space, dict)
     train = final_train(experiment)
+    if train.epochs == 0 and experiment.weights is not None:
+        raise NasplatError(
+            f"the final training starts afresh, without the weights of the {experiment.weights.source}, and would last "
+            "0 epochs",
+            "give it a length: --set final.train.epochs=100; as they are, the networks are what nasplat export writes",
+        )
     probe = None if train.objective == "supervised" else experiment.score.probe or "linear"
     return experiment.model_copy(
         update={

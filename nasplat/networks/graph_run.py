@@ -163,5 +163,5 @@ def _function(operation: Operation) -> Callable[..., Tensor]:
         return lambda run, *inputs: function(*inputs)
     raise NasplatError(
         f"operation {operation.name!r} of kind {operation.kind!r} cannot be run with weights of elsewhere",
-        "use a space of family nasbench201, darts, nasnet or mbconv",
+        "use a space of family nasbench201, darts, nasnet, mbconv or resnet",
     )

@@ -13,7 +13,7 @@ from nasplat.artifacts.files import read_json, write_json
 from nasplat.core.architecture import Architecture
 from nasplat.core.experiment import Experiment
 from nasplat.core.space import SearchSpace
-from nasplat.search import produce_pruning, produce_trees
+from nasplat.search import produce_nested, produce_pruning, produce_trees
 from nasplat.search.options import make_one
 from nasplat.search.producer import Brief, Producer
 
@@ -24,6 +24,7 @@ PRODUCERS: dict[str, Callable[..., Producer]] = {
     "ranked": produce_pruning.ranked,
     "sensitivity": produce_pruning.sensitivity,
     "transformable": produce_pruning.transformable,
+    "largest": produce_nested.largest,
     "shared": produce_trees.shared,
     "separate": produce_trees.separate,
     "hand": produce_trees.hand,

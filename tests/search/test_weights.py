@@ -67,7 +67,10 @@ def test_candidates_are_screened_and_then_start_afresh(tmp_path: Path) -> None:
 
 def test_the_final_training_starts_afresh() -> None:
     """In a larger space the source has no weights, and a final accuracy must be the network's own."""
-    assert final_experiment(experiment()).weights is None
+    final = final_experiment(experiment(final={"train": {"epochs": 2}}))
+    assert final.weights is None and final.train.epochs == 2
+    with pytest.raises(NasplatError, match="would last 0 epochs"):  # a network of chance, with an interval
+        final_experiment(experiment())
 
 
 def test_files_of_another_space_or_version_are_refused(tmp_path: Path) -> None:
