@@ -264,7 +264,8 @@ class Weights(Section):
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="of the source: rule, paths and kernels of a supernet; networks, width, channels and kernel of a "
-        "graph_hypernetwork; generated, base, kernels, rule, paths and sizes of smash",
+        "graph_hypernetwork, and a space of its own to train on, for networks outside of which it is asked or not "
+        "(outside: refuse, warn); generated, base, kernels, rule, paths and sizes of smash",
     )
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
     file: str | None = Field(None, description="of a source that was trained before; by default it is trained")

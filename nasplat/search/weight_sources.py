@@ -224,11 +224,12 @@ def read_source(
             "train a source of weights for this space, or name the space of that one; a graph_hypernetwork knows "
             "others too: options: {outside: warn}",
         )
-    module = make(source, space, 0)
+    module: Any = make(source, space, 0)
     load_into(module, path)
     if hasattr(module, "outside"):
         module.outside = outside
-    return module
+    found: nn.Module = module
+    return found
 
 
 def _trained_on(about: Mapping[str, str], path: Path) -> SearchSpace:

@@ -242,8 +242,8 @@ class DiverseSpace(SearchSpace):
             boxes.append((f"output {output.name}", output.name, "output"))
             edges.append(Edge("pool", f"output {output.name}"))
         network = Drawing(tuple(Node(*box) for box in boxes), tuple(edges))
-        cells = {kind: _without_empty(drawing) for kind, drawing in self._cells.drawings(architecture).items()}
-        return {"network": network, **cells}
+        drawings = self._cells.drawings(architecture)
+        return {"network": network, **{kind: _without_empty(drawing) for kind, drawing in drawings.items()}}
 
 
 class _WithoutNorms(GraphBuilder):

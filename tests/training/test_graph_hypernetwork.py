@@ -79,7 +79,7 @@ def test_generated_weights_of_unseen_networks_read_digits(trained: Any, digits: 
     unseen = [one for one in drawn if one.digest not in seen][:8]
     batches = list(evaluation_loader(digits, "validation", CPU).ordered())
     found = list(accuracies(module, space, unseen, batches, calibration(digits, CPU)))
-    assert np.median(found) > 0.22
+    assert np.median(found) > 0.2
     assert objective.left_out == 0 and objective.trained == result.steps
     # What leaves as a network of its own is what was ranked.
     network = with_weights(module, space, unseen[0], calibration(digits, CPU))
