@@ -31,6 +31,7 @@ from nasplat.data.tasks import make_dataset
 _FILE_COLUMNS = ("file", "filename", "image", "path", "name")
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
 _SPLITS |= {"validation": "validation", "testing": "test"}
+_KINDS = tuple(kind for kind in KINDS if kind != "contrastive")  # which has no labels
 _IGNORED = 255  # a pixel of a mask without a label, as in Pascal VOC (Everingham et al., 2010)
 
 
@@ -82,8 +83,11 @@ def read_task_folder(
     for name, kind in kinds.items():
         if name not in wanted:
             raise NasplatError(f"{read.path} has no task {name!r}", nearest(name, wanted) + f"it has {_some(wanted)}")
-        if kind not in KINDS:
-            raise NasplatError(f"task {name}: there is no kind {kind!r}", f"there are {', '.join(KINDS)}")
+        if kind not in _KINDS:
+            raise NasplatError(
+                f"task {name}: there is no kind {kind!r} of labels",
+                f"{nearest(kind, _KINDS)}there are {', '.join(_KINDS)}",
+            )
     files = _files(read, names, folder)
     channels, size = _shape(files, folder, image_size)
     numbers = torch.arange(len(files))

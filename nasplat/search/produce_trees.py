@@ -158,7 +158,9 @@ def _by_gradients(method: str, costs: Sequence[float], **settings: Any) -> Produ
 
             def say(one: Snapshot, name: str = name) -> None:
                 epochs = settings["epochs"]
-                brief.say(f"{name}: epoch {one.epoch + 1} of {epochs}, loss {one.loss:.3f}, {one.share:.0%} separate")
+                error = f" ± {one.error:.1%}" if one.error else ""  # of Monte Carlo, with many tasks
+                share = f"{one.share:.0%}{error} separate"
+                brief.say(f"{name}: epoch {one.epoch + 1} of {epochs}, loss {one.loss:.3f}, {share}")
 
             with memory_guard(method):
                 snapshots = search_tree(

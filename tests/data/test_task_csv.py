@@ -115,6 +115,9 @@ def test_labels_of_the_wrong_kind_are_told_with_line_and_column(tmp_path: Path) 
     made = folder(tmp_path, changed(7, "3.5", "heavy"))
     with pytest.raises(NasplatError, match=r"labels\.csv, line 9, column weight: 'heavy' is not a number"):
         read_task_folder(made, kinds={"weight": "regression"})
+    with pytest.raises(NasplatError, match="no kind 'regresion' of labels") as caught:
+        read_task_folder(made, kinds={"weight": "regresion"})  # type: ignore[dict-item]
+    assert "did you mean 'regression'" in caught.value.advice and "contrastive" not in caught.value.advice
 
 
 @pytest.mark.parametrize(
