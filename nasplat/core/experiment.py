@@ -210,7 +210,7 @@ class Search(Section):
     )
     produce: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="what proposes architectures before the strategy does, with its options: of a pruning space "
+        description="what proposes architectures before the strategy does, with its options: largest; of pruning "
         "uniform, ranked, sensitivity, transformable; of branching shared, separate, hand, random_trees, affinity, "
         "bmtas, learning_to_branch",
     )
@@ -269,7 +269,6 @@ class Weights(Section):
     )
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the section train, for the source")
     file: str | None = Field(None, description="of a source that was trained before; by default it is trained")
-
     check: int = Field(
         20,
         ge=0,
@@ -290,6 +289,7 @@ class Weights(Section):
                 f"check: {self.check} trained networks tell nothing of a ranking: use 20 or more, or 0 for no check"
             )
         return self
+
 
 class Final(Section):
     """What `nasplat train` changes for the full schedule: training settings, and the size of the network."""
@@ -328,12 +328,12 @@ class Experiment(Section):
         """Whether candidates are looked up in a table, and nothing is trained."""
         return isinstance(self.space, dict) and self.space.get("family") == "tabular"
 
-    @model_validator(mode="after")
     @property
     def scored_by_source(self) -> bool:
         """Whether candidates are scored with the weights of a source as they come from it."""
         return self.weights is not None and self.train.epochs == 0
 
+    @model_validator(mode="after")
     def _a_table_has_no_curves(self) -> Experiment:
         if self.tabular and (self.search.early_stopping or self.search.screen):
             raise ValueError("a table answers without training: leave out search.early_stopping and search.screen")
@@ -343,9 +343,9 @@ class Experiment(Section):
     def _weights_of_somewhere(self) -> Experiment:
         if self.search.screen is not None and self.search.screen.by == "weights" and self.weights is None:
             raise ValueError("search.screen is by weights: the section weights says whose, such as {source: supernet}")
-        if self.weights is not None and (self.tabular or self.data.tasks):
         if self.search.screen is not None and self.search.screen.by == "weights" and self.train.epochs == 0:
             raise ValueError("search.screen is by weights, and train.epochs: 0 trains nothing afterwards")
+        if self.weights is not None and (self.tabular or self.data.tasks):
             raise ValueError("weights: leave it out, a table has no networks, and several tasks are trained for each")
         return self
 

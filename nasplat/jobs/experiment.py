@@ -103,13 +103,13 @@ def validate(source: YamlFile) -> Experiment:
         final_train(experiment)
     except ValidationError as error:
         raise explain(error, source, ("final", "train")) from error
-    return experiment
-
     if experiment.scored_by_source and experiment.weights is not None and experiment.weights.check:
         try:
             check_train(experiment)
         except ValidationError as error:
             raise explain(error, source, ("weights", "check_train")) from error
+    return experiment
+
 
 def check_names(settings: Section, source: YamlFile) -> None:
     """Raises NasplatError: a name that stands for nothing of nasplat's and is no function of the user's."""

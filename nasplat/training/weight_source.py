@@ -274,6 +274,34 @@ def calibration(
 
 
 @torch.no_grad()
+def predictions(
+    source: nn.Module,
+    space: SearchSpace,
+    architectures: Iterable[Architecture],
+    images: Sequence[Tensor],
+    calibrated_on: Sequence[Tensor],
+) -> Iterator[list[Any]]:
+    """What each network makes of batches of images with the source's weights; nothing is built.
+
+    Args:
+        images: batches `(N, C, H, W)`.
+        calibrated_on: images to measure batch norm on, for each network anew; none: the statistics of each batch.
+
+    Returns:
+        Of each network its outputs, batch by batch: logits `(N, classes)` where it classifies.
+
+    Raises:
+        NasplatError: an architecture of another space.
+    """
+    check_space(source, space)  # type: ignore[arg-type]
+    source.eval()
+    for architecture in architectures:
+        graph = _graph(space, architecture)
+        run = GraphRun(graph, *source([graph]))
+        run.calibrate(calibrated_on)
+        yield [run(batch) for batch in images]
+
+
 def accuracies(
     source: nn.Module,
     space: SearchSpace,
@@ -281,30 +309,22 @@ def accuracies(
     batches: Sequence[Batch],
     calibrated_on: Sequence[Tensor],
 ) -> Iterator[float]:
-    """The share of images that each network gets right with the source's weights; nothing is built.
+    """The share of images that each network gets right with the source's weights; see `predictions`.
 
     Args:
         batches: of labelled images; see `nasplat.training.evaluate.evaluation_loader`.
-        calibrated_on: images to measure batch norm on, for each network anew; none: the statistics of each batch that
-            is judged.
+        calibrated_on: images to measure batch norm on; none: the statistics of each batch that is judged.
 
     Raises:
         NasplatError: an architecture of another space, or images without labels.
     """
-    check_space(source, space)  # type: ignore[arg-type]
-    source.eval()
+    if any(batch.labels is None for batch in batches):
+        raise NasplatError("accuracy needs labels, and these images have none", "rank by a probe instead")
     count = sum(len(batch.indices) for batch in batches)
-    for architecture in architectures:
-        graph = _graph(space, architecture)
-        run = GraphRun(graph, *source([graph]))
-        run.calibrate(calibrated_on)
-        right: Any = 0
-        for batch in batches:
-            if batch.labels is None:
-                raise NasplatError("accuracy needs labels, and these images have none", "rank by a probe instead")
-            logits: Any = run(batch.views[0])
-            right = right + (logits.argmax(1) == batch.labels).sum()
-        yield int(right) / count
+    images = [batch.views[0] for batch in batches]
+    for outputs in predictions(source, space, architectures, images, calibrated_on):
+        pairs = zip(outputs, batches, strict=True)
+        yield int(sum((logits.argmax(1) == batch.labels).sum() for logits, batch in pairs)) / count
 
 
 @torch.no_grad()
