@@ -244,7 +244,10 @@ def _trace(model: nn.Module, input_shape: tuple[int, int, int]) -> _Traced:
             shapes.run(torch.zeros(2, *input_shape, device="meta"))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise NasplatError(f"the backbone {type(model).__name__} fails on images of {input_shape}: {reason}") from error
+        raise NasplatError(
+            f"the backbone {type(model).__name__} fails on images of {input_shape}: {reason}",
+            "data.image_size resizes images; grey images need a network for one channel",
+        ) from error
     nodes = tuple(module.graph.nodes)
     place = {node: position for position, node in enumerate(nodes)}
     crossing: list[tuple[fx.Node, ...]] = []
