@@ -128,11 +128,12 @@ def nothing_evaluated(directory: Path) -> bool:
 
 
 def discard(directory: Path) -> None:
-    """Removes the search of a run directory; exports and other files stay.
+    """Removes the search of a run directory, with all that was trained or produced before it; exports stay.
 
     Raises:
         NasplatError: its storage cannot be opened or written to.
     """
+    from nasplat.search import produce, single_tasks, weights
     from nasplat.search.storage import location, open_storage, storage_errors
 
     files = RunDirectory(directory)
@@ -140,7 +141,10 @@ def discard(directory: Path) -> None:
     storage = open_storage(experiment.run.storage, directory)
     with storage_errors(location(experiment.run.storage, directory)), suppress(KeyError):
         storage.delete_study(storage.get_study_id_from_name(experiment.name))
-    shutil.rmtree(files.trials, ignore_errors=True)
+    # What was made by the old settings would otherwise be taken for what the new ones make.
+    made_before = [files.root / one.FOLDER for one in (produce, single_tasks, weights)]
+    for folder in (files.trials, files.check, *made_before):
+        shutil.rmtree(folder, ignore_errors=True)
     for path in (files.state, files.experiment):
         path.unlink(missing_ok=True)
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nasplat.artifacts.run_directory import create_run
 from nasplat.core.errors import NasplatError
-from nasplat.jobs.runs import open_run
+from nasplat.core.experiment import Experiment
+from nasplat.jobs.runs import discard, open_run
 from nasplat.jobs.search import prepare
 from tests.jobs.small import EXPERIMENT, search, write
 
@@ -137,3 +139,12 @@ def test_functions_beside_the_experiment_are_found_from_its_run_later(
     monkeypatch.chdir(tmp_path / "elsewhere")
     open_run(tmp_path / "run")
     assert str(tmp_path) in sys.path
+
+
+def test_a_run_that_is_begun_anew_forgets_what_was_made_before_it(tmp_path: Path) -> None:
+    """Weights that were trained by other settings would be taken for those of these."""
+    files = create_run(tmp_path / "run", Experiment.model_validate({"space": {"family": "nasbench201"}}))
+    for name in ("weights", "produced", "single_tasks", "check", "trials", "exports"):
+        (files.root / name).mkdir(exist_ok=True)
+    discard(files.root)
+    assert {path.name for path in files.root.iterdir() if path.is_dir()} == {"exports"}
