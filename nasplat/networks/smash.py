@@ -91,10 +91,10 @@ class SmashHyperNetwork(nn.Module):
         self.head = nn.Parameter(torch.empty(sizes[-1], unit**2, prod(self.largest)))
         for module in (self.network, self.layers, self.columns, *self.far):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        for module in self.near:
-            nn.init.kaiming_normal_(module.weight, a=SLOPE)
-        for module in (self.network, *self.near):
-            nn.init.zeros_(module.bias)
+        for convolution in self.near:
+            nn.init.kaiming_normal_(convolution.get_parameter("weight"), a=SLOPE)
+            nn.init.zeros_(convolution.get_parameter("bias"))
+        nn.init.zeros_(self.network.bias)
         # With it what is generated has a standard deviation of 1, before it is scaled as kernels are initialised.
         nn.init.normal_(self.head, 0, sqrt(2 / (1 + SLOPE**2) / sizes[-1]))
 

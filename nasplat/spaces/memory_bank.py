@@ -260,8 +260,8 @@ class _Table:
         found |= {self.channels.name: channels, self.depth.name: len(layers.rows)}
         found[self.output.name] = _text(layers.output)
         for choices, row in zip(self.layers, layers.rows, strict=False):
-            for choice, option in zip(choices, (_text(row.writes), _text(row.reads), *row.options), strict=True):
-                found[choice.name] = option
+            options: tuple[Option, ...] = (_text(row.writes), _text(row.reads), *row.options)
+            found |= {choice.name: option for choice, option in zip(choices, options, strict=True)}
         return found
 
 

@@ -50,6 +50,14 @@ SPACES: dict[str, dict[str, Any]] = {
         "kernels": [3, 5],
         "shortcut": "padded",
     },
+    "memory_bank": {
+        "family": "memory_bank",
+        "blocks": [{"channels": [4, 8], "banks": 3, "layers": 2}, {"channels": 6, "banks": 3, "layers": 2}],
+        "kernels": [3, 5],
+        "dilations": [1, 2],
+        "groups": [1, 2],
+        "last_channels": 20,
+    },
 }
 
 

@@ -18,14 +18,7 @@ from nasplat.networks.smash import SmashHyperNetwork
 from nasplat.spaces.families import make_space
 from tests.networks.test_shared_weights import PROBLEM, SPACES, images, sampled
 
-BANKS: dict[str, Any] = {
-    "family": "memory_bank",
-    "blocks": [{"channels": [4, 8], "banks": 3, "layers": 2}, {"channels": 6, "banks": 3, "layers": 2}],
-    "kernels": [3, 5],
-    "dilations": [1, 2],
-    "groups": [1, 2],
-    "last_channels": 20,
-}
+BANKS = SPACES["memory_bank"]
 ALL: dict[str, dict[str, Any]] = {
     "nasbench201": {**SPACES["nasbench201"], "operations": ["none", "skip_connect", "conv_1x1", "conv_3x3"]},
     "nasnet": {**SPACES["nasnet"], "operations": ["skip_connect", "avg_pool_3x3", "conv_1x1", "sep_conv_3x3"]},
