@@ -263,9 +263,9 @@ def _check(settings: Distillation, networks: Sequence[nn.Module], groups: Sequen
     if any(settings.weights.get(name) for name in FEATURE_OBJECTIVES) and not settings.pairs:
         raise NasplatError("objectives of features need pairs", "pairs: {layer of student: layer of teacher}")
     if settings.pairs and not any(settings.weights.get(name) for name in FEATURE_OBJECTIVES):
-        known = ", ".join(FEATURE_OBJECTIVES)
         raise NasplatError(
-            "pairs are for objectives of features, and none has a weight", f"give one of {known} a weight"
+            "pairs are for objectives of features, and none has a weight",
+            f"give one of {', '.join(FEATURE_OBJECTIVES)} a weight",
         )
     soft = settings.discriminator or any(settings.weights.get(name) for name in ("logits", "decoupled"))
     others = [name for name, weight in settings.weights.items() if weight and name not in ("logits", "decoupled")]
