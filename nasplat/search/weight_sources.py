@@ -114,9 +114,11 @@ def smash(
 ) -> Source:
     """1×1 kernels generated from the whole architecture, all else shared; see `nasplat.networks.smash`.
 
-    The paper ranks 500 random networks with generated weights, goes on with perturbations of the best, and trains the
-    winner from scratch. That is `train: {epochs: 0}` with `search: {strategy: local_search, trials: 1000, options:
-    {startup: 500}}`, then `nasplat train`; or any other strategy, with `screen: {by: weights}`.
+    The paper ranks 500 random networks with generated weights, then perturbations of the best, climbs from the best of
+    these, and trains the winner from scratch. That is `train: {epochs: 0}` with `search: {strategy: local_search,
+    trials: 1000, options: {startup: 500}}`, which edits the best until no edit is better, then `nasplat train`; or any
+    other strategy, with `screen: {by: weights}`. The rest of its recipe is the default: Adam with a first beta of 0.5,
+    a cosine, and the rule `growing`.
 
     Args:
         generated: the kernels of 1×1 convolutions, or of all.

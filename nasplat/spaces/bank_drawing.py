@@ -6,19 +6,19 @@ from nasplat.core.drawing import Drawing, Edge, Node
 from nasplat.spaces.bank_rows import Banked, banks_of
 
 
-def draw_block(block: Banked, options: tuple[str, ...] = ("kernel", "dilation", "groups")) -> Drawing:
+def draw_block(block: Banked) -> Drawing:
     """Layers as boxes, with the banks that they read on the arrows; a bank that is added to is a join.
 
     Args:
-        options: what the options of a layer are called.
+        block: whose layers have a kernel, a dilation and groups.
     """
     nodes, edges = [Node("input", "input", "input")], []
     banks = {0: "input"}
     for number, row in enumerate(block.rows, 1):
         layer = f"layer{number}"
-        kernel, *others = row.options
-        words = [f"{name} {value}" for name, value in zip(options[1:], others, strict=True) if value > 1]
-        kind = "dilated" if others and others[0] > 1 else "convolution"
+        kernel, dilation, groups = row.options
+        words = [f"{name} {value}" for name, value in (("dilation", dilation), ("groups", groups)) if value > 1]
+        kind = "dilated" if dilation > 1 else "convolution"
         nodes.append(Node(layer, ", ".join((f"1×1, {kernel}×{kernel}", *words)), kind))
         edges += [Edge(banks[bank], layer, f"bank {bank + 1}") for bank in banks_of(row.reads)]
         for bank in banks_of(row.writes):

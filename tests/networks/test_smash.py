@@ -21,7 +21,11 @@ from tests.networks.test_shared_weights import PROBLEM, SPACES, images, sampled
 BANKS = SPACES["memory_bank"]
 ALL: dict[str, dict[str, Any]] = {
     "nasbench201": {**SPACES["nasbench201"], "operations": ["none", "skip_connect", "conv_1x1", "conv_3x3"]},
-    "nasnet": {**SPACES["nasnet"], "operations": ["skip_connect", "avg_pool_3x3", "conv_1x1", "sep_conv_3x3"]},
+    "nasnet": {
+        **SPACES["nasnet"],
+        "blocks": 1,
+        "operations": ["skip_connect", "avg_pool_3x3", "conv_1x1", "sep_conv_3x3"],
+    },
     "darts": {**SPACES["darts"], "nodes": 2},
     "mbconv": SPACES["mbconv"],
     "memory_bank": BANKS,
