@@ -147,9 +147,17 @@ def _function(operation: Operation) -> Callable[..., Tensor]:
         }
         bias = f"{name}.bias" if attributes.get("bias", False) else None
         weight = f"{name}.weight"
-        return lambda run, images: F.conv2d(
-            images, run.weights[weight], None if bias is None else run.weights[bias], **options
-        )
+        rows, columns = options["stride"]
+        overruns = set(attributes["kernel"]) == {1} and max(rows, columns) > 1
+
+        def convolution(run: GraphRun, images: Tensor) -> Tensor:
+            chosen = options
+            if overruns and torch.is_grad_enabled():
+                # The same pixels without a stride: its gradient is at fault, see `nasplat.training.devices.overruns`.
+                images, chosen = images[..., ::rows, ::columns], {**options, "stride": (1, 1)}
+            return F.conv2d(images, run.weights[weight], None if bias is None else run.weights[bias], **chosen)
+
+        return convolution
     if operation.kind == "linear":
         bias = f"{name}.bias" if attributes.get("bias", True) else None
         return lambda run, rows: F.linear(
@@ -163,5 +171,5 @@ def _function(operation: Operation) -> Callable[..., Tensor]:
         return lambda run, *inputs: function(*inputs)
     raise NasplatError(
         f"operation {operation.name!r} of kind {operation.kind!r} cannot be run with weights of elsewhere",
-        "use a space of family nasbench201, darts, nasnet, mbconv or resnet",
+        "use a space of family nasbench201, darts, nasnet, mbconv, resnet, memory_bank or diverse",
     )

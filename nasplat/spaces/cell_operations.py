@@ -28,17 +28,12 @@ def convolution(*kernels: int | tuple[int, int], dilation: int = 1, groups: int 
     def emit(builder: GraphBuilder, node: int, out_channels: int, stride: int, name: str) -> int:
         for position, kernel in enumerate(kernels):
             prefix = name if len(kernels) == 1 else f"{name}.{position}"
-            step = stride if position == 0 else 1
-            if kernel == 1 and step > 1:
-                # Of single pixels: it leaves out the others, as the stride would. With that and fewer than 16 channels
-                # in channels_last oneDNN writes past its memory in the gradient of the weights.
-                node, step = builder.pool(node, "max_pool", 1, step), 1
             node = builder.conv2d(
                 builder.activation(node),
                 out_channels,
                 kernel,
                 name=f"{prefix}.conv",
-                stride=step,
+                stride=stride if position == 0 else 1,
                 dilation=dilation,
                 groups=gcd(groups, builder.shape(node)[0], out_channels),
             )

@@ -71,13 +71,11 @@ class BlockKind:
         _, _, _, in_channels, out_channels, stride = block
         if stride == 1 and in_channels == out_channels:
             return node
-        if stride > 1:
-            # Of single pixels: it leaves out the others. A 1×1 convolution with a stride would do the same, but with
-            # fewer than 16 channels in channels_last oneDNN writes past its memory in the gradient of the weights.
-            node = builder.pool(node, "max_pool", 1, stride)
         if self.shortcut == "projection" or out_channels < in_channels:
-            node = builder.conv2d(node, out_channels, 1, name=f"{block.name}.shortcut.conv")
+            node = builder.conv2d(node, out_channels, 1, stride=stride, name=f"{block.name}.shortcut.conv")
             return builder.batch_norm(node, name=f"{block.name}.shortcut.norm")
+        if stride > 1:
+            node = builder.pool(node, "max_pool", 1, stride)  # of single pixels: it leaves out the others
         if out_channels > in_channels:
             _, height, width = builder.shape(node)
             node = builder.concat([node, builder.zeros(node, (out_channels - in_channels, height, width))])

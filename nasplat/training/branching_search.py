@@ -211,7 +211,7 @@ class _Search:
         for part in (rows[:held], rows[held:]):
             data = replace(self.dataset, train=split.select(part))
             train = self.train.model_copy(update={"batch_size": min(self.train.batch_size, len(part))})
-            found.append(training_loader(data, train, self.objective, self.device))
+            found.append(training_loader(self.relaxed.copies, data, train, self.objective, self.device))
         return found[0], found[1]
 
     def _finished(self, epoch: int, loss: float) -> None:

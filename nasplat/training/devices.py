@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from nasplat.core.errors import Infeasible, NasplatError
 from nasplat.core.experiment import Train
+
+_REGISTER = 16  # single-precision numbers in the widest vector register of a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,20 @@ def resolve_device(name: str = "auto") -> torch.device:
     raise NasplatError(f"the device {name!r} is not available on this machine", "use auto or cpu")
 
 
-def place(settings: Train, device: torch.device) -> Placement:
+def overruns(network: nn.Module) -> str:
+    """The first layer, if any, whose gradient oneDNN writes past its memory in channels_last; torch 2.13 has the fault.
+
+    These are 1×1 convolutions with a stride and fewer input channels than a vector register holds: runs end in a
+    segmentation fault, or in wrong numbers.
+    """
+    for name, module in network.named_modules():
+        strided = isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and max(module.stride) > 1
+        if strided and module.in_channels // module.groups < _REGISTER:  # type: ignore[operator]
+            return name
+    return ""
+
+
+def place(settings: Train, device: torch.device, network: nn.Module | None = None) -> Placement:
     """Precision and memory format for a device. What the settings say comes first; `auto` means:
 
     - CUDA: bfloat16 and channels_last where the GPU has tensor cores for them (compute capability 8.0).
@@ -70,8 +86,11 @@ def place(settings: Train, device: torch.device) -> Placement:
       3x3 convolutions then trained 2 to 3 times as fast, separable ones at 0.4 to 1.1 times, and without AMX
       everything was slower. The choice must not depend on the candidate, or a search would compare precisions.
 
+    Args:
+        network: what is to be trained: on a CPU it does without channels_last where `overruns` says so.
+
     Raises:
-        NasplatError: bfloat16 was asked of a GPU that does not have it.
+        NasplatError: bfloat16 was asked of a GPU that does not have it, or channels_last of a network that must not.
     """
     has_tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if settings.precision == "bfloat16" and device.type == "cuda" and not has_tensor_cores:
@@ -80,6 +99,13 @@ def place(settings: Train, device: torch.device) -> Placement:
     channels_last = settings.channels_last
     if channels_last == "auto":
         channels_last = has_tensor_cores or device.type == "cpu"
+    if channels_last and device.type == "cpu" and network is not None and (layer := overruns(network)):
+        if settings.channels_last is True:
+            raise NasplatError(
+                f"channels_last: on CPUs the gradient of layer {layer!r} would overwrite other memory",
+                "use channels_last: auto",
+            )
+        channels_last = False
     return Placement(device, torch.bfloat16 if bfloat16 else torch.float32, bool(channels_last))
 
 

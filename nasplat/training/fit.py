@@ -49,7 +49,7 @@ def fit(
         return TrainResult((), 0, 0.0, True)
     with memory_guard("loading images"):
         objective = objective or objective_of(settings, dataset, network, device)
-        loader = training_loader(dataset, settings, objective, device, resident, shard)
+        loader = training_loader(network, dataset, settings, objective, device, resident, shard)
     return train(
         network,
         objective,
@@ -93,6 +93,7 @@ def objective_of(
 
 
 def training_loader(
+    network: nn.Module,
     dataset: Dataset,
     settings: Train,
     objective: Objective,
@@ -100,7 +101,7 @@ def training_loader(
     resident: Any = "auto",
     shard: Shard = ALONE,
 ) -> Loader:
-    """Shuffled, augmented batches with the views that the objective asks for, in the memory format of the device."""
+    """Shuffled, augmented batches with the views that the objective asks for, in the memory format of the network."""
     from nasplat.data.augment import default_augmentations
     from nasplat.data.loader import Loader
     from nasplat.data.tasks import check_augmentations
@@ -123,7 +124,7 @@ def training_loader(
         augment=augment,
         views=objective.views,
         first_plain=getattr(objective, "first_plain", False),
-        channels_last=place(settings, device).channels_last,
+        channels_last=place(settings, device, network).channels_last,
         resident=resident,
         rank=shard.rank,
         world=shard.world,

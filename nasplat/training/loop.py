@@ -109,7 +109,7 @@ def train(
         NasplatError: a checkpoint of other settings or of another network, or data that do not fit the objective.
     """
     with memory_guard("training"), repeatable(device, seed):
-        placement = place(settings, device)
+        placement = place(settings, device, network)
         run = _Training(
             network, objective, loader, settings, placement, seed, checkpoint, on_progress, stop, until, shard
         )

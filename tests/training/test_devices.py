@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from nasplat.core.errors import Infeasible, NasplatError
 from nasplat.training.devices import memory_guard, place, repeatable, resolve_device, set_threads
@@ -31,6 +32,17 @@ def test_what_the_settings_ask_for_comes_before_what_suits_the_device() -> None:
     chosen = place(settings(precision="bfloat16", channels_last=False), cpu)
     assert (chosen.dtype, chosen.channels_last) == (torch.bfloat16, False)
     assert chosen.memory_format == torch.contiguous_format
+
+
+def test_a_layer_that_overruns_memory_is_kept_from_the_format_in_which_it_does() -> None:
+    """Training ended in a segmentation fault, or in wrong weights."""
+    cpu = torch.device("cpu")
+    narrow = nn.Sequential(nn.Conv2d(4, 8, 1, stride=2))
+    assert not place(settings(), cpu, narrow).channels_last
+    for safe in (nn.Conv2d(16, 8, 1, stride=2), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, stride=2)):
+        assert place(settings(), cpu, nn.Sequential(safe)).channels_last
+    with pytest.raises(NasplatError, match="layer '0'"):
+        place(settings(channels_last=True), cpu, narrow)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((8, 0), torch.bfloat16), ((7, 5), torch.float32)])
