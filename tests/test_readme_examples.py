@@ -44,6 +44,8 @@ def test_an_experiment_of_the_readme_searches(folder: Path, name: str) -> None:
     small = ["search.trials=2", "run.executor=inline", "run.device=cpu"]
     if "tabular" not in FILES[name]:
         small += ["train.steps=2", "train.batch_size=16"]
+    if "weights:\n" in FILES[name]:
+        small += ["weights.train={steps: 2}"]
     prepared = prepare(folder / name, None, overrides=small)
     outcome = run_and_report(prepared, export="none", on_event=lambda event: None, say=lambda message: None)
     assert outcome.complete == 2
@@ -93,3 +95,11 @@ def test_every_command_of_the_readme_exists() -> None:
 def test_every_path_of_the_readme_exists() -> None:
     for path in re.findall(r"(?:scripts|experiments|search_spaces)/[\w./]*", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_hypernetwork_of_the_readme_generates(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    scope: dict[str, Any] = {}
+    exec(FILES["my_hypernetwork.py"], scope)
+    images, strength = scope["images"], scope["strength"]
+    assert torch.equal(scope["network"](images), scope["hyper"](images, condition=strength))
