@@ -9,6 +9,7 @@ relaxed.settled()                                      # the most probable tree,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -64,19 +65,25 @@ class RelaxedTrees(Protocol):
 
 
 class Copies(nn.Module):
-    """A copy of each stage of a space's backbone for every task, and a head a task."""
+    """A copy of each stage of a space's backbone for every task, and a head a task.
 
-    def __init__(self, space: BranchingSpace) -> None:
+    Args:
+        alike: all copies begin with the same weights.
+    """
+
+    def __init__(self, space: BranchingSpace, alike: bool) -> None:
         super().__init__()
-        backbones = [space.backbone().train() for _ in space.tasks]
+        first = space.backbone().train()
+        others = [copy.deepcopy(first) if alike else space.backbone().train() for _ in space.tasks[1:]]
+        backbones = [first, *others]
         self.stages = nn.ModuleList(
             nn.ModuleList(space.cut.stage(layer, backbone) for backbone in backbones) for layer in range(space.layers)
         )
         outputs = space.problem.outputs
         self.heads = nn.ModuleList(make_head(one, space.cut.shapes[-1], space.problem.input_shape) for one in outputs)
 
-    def stage(self, layer: int, copy: int) -> nn.Module:
-        found: nn.Module = self.stages[layer][copy]  # type: ignore[index]
+    def stage(self, layer: int, branch: int) -> nn.Module:
+        found: nn.Module = self.stages[layer][branch]  # type: ignore[index]
         return found
 
 
@@ -87,11 +94,14 @@ class TaskMixtures:
     mixed they are brought to one scale, so that weights mean the same for all of them; the paper fixes the affine part
     of their last normalisation for that, which not every backbone has.
 
+    Copies begin alike, as those of the paper do, which are of one trained network: only then are those of related tasks
+    near enough to each other after the warm-up for a mixture of them to be a network at all.
+
     The expected cost is exact up to six tasks, and of 1,000 samples a step beyond.
     """
 
     def __init__(self, space: BranchingSpace) -> None:
-        self.space, self.copies = space, Copies(space)
+        self.space, self.copies = space, Copies(space, alike=True)
         self.logits = {f"layer{layer + 1}": _zeros(space) for layer in range(space.layers)}
 
     def __call__(self, views: Sequence[Tensor], seen: Seen, weights: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -100,9 +110,9 @@ class TaskMixtures:
         for layer, weight in enumerate(weights):
             used, weight = _used(weight), weight.to(views[0])
             mixed: list[list[Tensor]] = [[] for _ in names]
-            for copy in range(len(names)):
-                who = [task for task in range(len(names)) if used[task][copy]]
-                stage = self.copies.stage(layer, copy)
+            for branch in range(len(names)):
+                who = [task for task in range(len(names)) if used[task][branch]]
+                stage = self.copies.stage(layer, branch)
                 if layer:
                     given = _split(stage, [features[task] for task in who])
                 else:  # tasks that look at the same views share what is made of them
@@ -110,7 +120,7 @@ class TaskMixtures:
                     made = dict(zip(shown, _split(stage, [views[view] for view in shown]), strict=True))
                     given = [torch.cat([made[view] for view in seen[names[task]]]) for task in who]
                 for task, one in zip(who, given, strict=True):
-                    mixed[task].append(weight[task, copy] * one)
+                    mixed[task].append(weight[task, branch] * one)
             features = [torch.stack(parts).sum(0) for parts in mixed]
         return {
             name: list(head(one).chunk(len(seen[name])))
@@ -150,7 +160,8 @@ class ParentChoices:
                 f"learning to branch takes {branch_probability.MOST_PARENTS} tasks at most, not {len(space.tasks)}",
                 "use bmtas, affinity, or a strategy such as evolution, which take any number",
             )
-        self.space, self.copies = space, Copies(space)
+        # Not alike: under the uniform connections of the warm-up they would stay so.
+        self.space, self.copies = space, Copies(space, alike=False)
         names = [*(f"layer{layer + 1}" for layer in range(1, space.layers)), "heads"]
         self.logits = {name: _zeros(space) for name in names}
 

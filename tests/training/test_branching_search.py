@@ -102,12 +102,24 @@ def test_what_has_no_weight_is_not_run(method: str) -> None:
 @methods
 def test_gradients_reach_every_choice(method: str) -> None:
     relaxed, _ = relaxed_of(method)
+    with torch.no_grad():  # as after a warm-up: of copies that are alike it does not matter which is chosen
+        for place, parameter in enumerate(relaxed.copies.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(place)))
     seen = {"task0": (0,), "task1": (1,), "task2": (0,)}
     outputs = relaxed(views(), seen, relaxed.draw(1.0, seeded(1)))
     sum(one.square().sum() for own in outputs.values() for one in own).backward()  # type: ignore[union-attr]
     for logits in relaxed.logits.values():  # of a branch that no head leads to there is nothing to learn
         assert logits.grad is not None and bool((logits.grad != 0).any())
     assert bool((list(relaxed.logits.values())[-1].grad != 0).any(1).all())  # type: ignore[union-attr]
+
+
+def test_copies_of_mixtures_begin_alike_and_those_of_parents_do_not() -> None:
+    """Mixtures of strangers are no networks, so that tasks would stay alone; equal parents would be trained equally."""
+    for method, alike in (("bmtas", True), ("learning_to_branch", False)):
+        relaxed, space = relaxed_of(method)
+        for layer in range(space.layers):
+            first, second = (relaxed.copies.stage(layer, branch).state_dict() for branch in (0, 1))
+            assert all(torch.equal(first[name], second[name]) for name in first) == alike
 
 
 def test_the_share_of_cost_is_that_of_the_trees() -> None:
