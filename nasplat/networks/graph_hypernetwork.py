@@ -218,7 +218,7 @@ def _tiled(tensor: Tensor, shape: Shape) -> Tensor:
     return tensor
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)  # of a thousand operations each holds 8 MB
 def _levels(key: Same[OperationGraph], shapes_of: Same[Mapping[str, Shape]], device: str) -> Levels:
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import shortest_path
