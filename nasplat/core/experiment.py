@@ -350,6 +350,16 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _gradnorm_needs_a_shared_layer(self) -> Experiment:
+        relaxed = [name for name in self.search.produce if name in ("bmtas", "learning_to_branch")]
+        if relaxed and self.train.weighting == "gradnorm":
+            raise ValueError(
+                f"search.produce.{relaxed[0]}: gradnorm looks at a layer that all tasks share, and a search by "
+                "gradients has none: use train.weighting: hand or uncertainty"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_to_stop_early(self) -> Experiment:
         if self.train.epochs == 0 and self.search.early_stopping:
             raise ValueError("train.epochs: 0 leaves nothing to stop early: leave out search.early_stopping")

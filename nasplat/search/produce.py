@@ -44,8 +44,12 @@ def produce(
         NasplatError: no such producer or option, or one that does not fit the space or its constraints.
     """
     found: dict[str, Architecture] = {}
-    for name, options in experiment.search.produce.items():
-        make = make_one(PRODUCERS, name, options, "producer", f"search.produce.{name}")
+    # All options are looked at before the first producer trains for an hour.
+    producers = {
+        name: make_one(PRODUCERS, name, options, "producer", f"search.produce.{name}")
+        for name, options in experiment.search.produce.items()
+    }
+    for name, make in producers.items():
         folder = root / FOLDER / name
         kept = folder / "architectures.json"
         if kept.is_file():

@@ -15,6 +15,7 @@ from nasplat.core.errors import NasplatError
 from nasplat.core.experiment import Experiment
 from nasplat.search.driver import run_search
 from nasplat.search.evaluate import load_data, load_space_of
+from nasplat.search.produce import produce
 from nasplat.spaces.branching import BranchingSpace
 from nasplat.training.check import check
 
@@ -94,6 +95,20 @@ def test_a_space_for_one_task_is_told(tmp_path: Path) -> None:
     with pytest.raises(NasplatError):
         load_space_of(wanted, load_data(wanted.data))
         run_search(wanted, create_run(tmp_path, wanted))
+
+
+def test_what_a_search_by_gradients_cannot_do_is_told_before_anything_trains() -> None:
+    """Single-task networks of every task would be trained first."""
+    with pytest.raises(ValueError, match="gradnorm"):
+        experiment(train={"weighting": "gradnorm"}, search={"produce": {"shared": {}, "bmtas": {}}})
+
+
+def test_options_of_the_last_producer_are_told_before_the_first_one_trains(tmp_path: Path) -> None:
+    wanted = experiment(search={"produce": {"shared": {}, "random_trees": {"number": 2}}})
+    space = load_space_of(wanted, load_data(wanted.data))
+    with pytest.raises(NasplatError, match="random_trees"):
+        produce(wanted, space, tmp_path, lambda text: None)
+    assert not (tmp_path / "produced").exists()
 
 
 def test_one_task_only_is_told() -> None:
