@@ -35,10 +35,10 @@ class Net(nn.Module):
 def test_a_search_trains_what_initialises_a_network(shell: Shell) -> None:
     """The whole way on the command line, and a file that the network loads."""
     Path("ghn.yaml").write_text(EXPERIMENT)
-    Path("nets.py").write_text(MODEL)
+    Path("startable.py").write_text(MODEL)
     shell("search ghn.yaml --export none")
     assert shell.code == 0, shell.error
-    told = shell("initialise --model nets:Net --weights runs/ghn --out it.safetensors --set arguments.classes=3")
+    told = shell("initialise --model startable:Net --weights runs/ghn --out it.safetensors --set arguments.classes=3")
     assert shell.code == 0, shell.error
     assert "81 of 82 weights" in told and "kept the value that the model gives them: gain" in told
     scope: dict = {}
@@ -47,9 +47,9 @@ def test_a_search_trains_what_initialises_a_network(shell: Shell) -> None:
     network.load_state_dict(load_weights("it.safetensors"))
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
-    shell("initialise --model nets:Net --weights runs/ghn --set arguments.classes=3 --input 2,8,8")
+    shell("initialise --model startable:Net --weights runs/ghn --set arguments.classes=3 --input 2,8,8")
     assert shell.code == 2 and "does not run on an image of 2×8×8" in shell.error
-    shell("initialise --model nets:Net --weights runs/ghn --set argument.classes=3")
+    shell("initialise --model startable:Net --weights runs/ghn --set argument.classes=3")
     assert shell.code == 2 and "argument" in shell.error
-    shell("initialise --model nets:Net --weights runs/none --set arguments.classes=3")
+    shell("initialise --model startable:Net --weights runs/none --set arguments.classes=3")
     assert shell.code == 2 and "runs/none" in shell.error

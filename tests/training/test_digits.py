@@ -101,7 +101,9 @@ def test_the_memory_bank_remembers_images_as_they_are() -> None:
     dataset = digits()
     chosen = Train(objective="memory_bank", precision="float32", batch_size=64)
     objective = make_objective(chosen, dataset.problem, len(dataset.train))
-    batch = next(training_loader(dataset, chosen, objective, CPU).epoch(torch.Generator().manual_seed(0)))
+    batch = next(
+        training_loader(fresh(dataset), dataset, chosen, objective, CPU).epoch(torch.Generator().manual_seed(0))
+    )
     images = torch.cat([one.views[0] for one in evaluation_loader(dataset, "train", CPU).ordered()])
     assert torch.allclose(batch.views[0], images[batch.indices], atol=1e-5)
     assert not torch.allclose(batch.views[1], images[batch.indices], atol=1e-2)
@@ -167,7 +169,7 @@ def test_nothing_waits_for_the_device_from_image_to_step() -> None:
     parameters = trainable((network, extra))
     optimiser = make_optimiser(parameters, chosen)
     generator = torch.Generator().manual_seed(0)
-    batches = training_loader(digits(), chosen, objective, CPU).epoch(generator)
+    batches = training_loader(network, digits(), chosen, objective, CPU).epoch(generator)
     next(batches)  # what is drawn once an epoch may be read
     placement = place(chosen, CPU)
     with NoWaiting():
