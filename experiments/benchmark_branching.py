@@ -263,8 +263,8 @@ def page(found: Mapping[str, Any], options: argparse.Namespace) -> str:
         f"a group and 0 between groups (`nasplat.data.related_tasks`, {RELATED_IMAGES:,} images). Affinity may use "
         f"{BUDGET:.0%} of the MACs of all separate, which is two backbones; BMTAS has a cost of weight "
         f"{COSTS['bmtas']:g}, Learning to Branch none, as in its paper; both {RELATED_GRADIENTS['epochs']} epochs. A "
-        "tree is right where any two related tasks share more layers than any two that are not. Seconds are of a machine "
-        "that was doing other things as well.",
+        "tree is right where any two related tasks share more layers than any two that are not. Seconds are of a "
+        "machine that was doing other things as well.",
         "",
         "| search | right | seconds |",
         "| --- | --- | --- |",
