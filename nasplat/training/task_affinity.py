@@ -13,7 +13,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from nasplat.core.branching import Tree, all_trees, branches, count_trees, neighbours, together
+from nasplat.core.branching import Tree, all_trees, count_trees, neighbours, together
 from nasplat.training.features import device_of, evaluating
 
 MOST_TREES = 20_000  # that are all looked at; of more, those that steps from tree to tree reach
@@ -64,12 +64,14 @@ def affinities(features: Sequence[Sequence[Tensor]]) -> np.ndarray:
 
 
 def tree_cost(tree: Tree, affinity: np.ndarray) -> float:
-    """How much tasks that share differ: over the layers, the mean over branches of the largest 1 - affinity within."""
-    total = 0.0
-    for partition, similar in zip(tree, affinity, strict=True):
-        members = [list(tasks) for tasks in branches(partition).values()]
-        total += sum(float((1 - similar[np.ix_(tasks, tasks)]).max()) for tasks in members) / len(members)
-    return total
+    """How much tasks that share differ: over the layers, the mean over tasks of the largest 1 - affinity in its branch.
+
+    The paper takes the mean over branches, in which a task alone counts as much as all others together: what is cheapest
+    then is to leave one alone, not to have those together that are alike.
+    """
+    labels = np.asarray(tree)
+    apart = labels[:, :, None] != labels[:, None, :]
+    return float(np.where(apart, 0.0, 1 - affinity).max(2).mean(1).sum())
 
 
 def affine_trees(

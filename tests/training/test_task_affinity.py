@@ -62,6 +62,15 @@ def test_trees_share_among_tasks_that_are_alike() -> None:
     assert few and all(cost(tree) <= 5 for tree in few)
 
 
+def test_the_first_split_is_between_groups_and_leaves_no_task_alone() -> None:
+    """A mean over branches would have a task alone rather than each with what is like it."""
+    affinity = similar(0.5, 0.1)[None]
+    trees = affine_trees(affinity, lambda tree: len(branches(tree[0])))
+    assert trees[1] == ((0, 0, 2, 2),)
+    assert tree_cost(((0, 1, 1, 1),), affinity) == pytest.approx(0.75 * 0.9)
+    assert tree_cost(trees[1], affinity) == pytest.approx(0.5)
+
+
 def test_steps_from_tree_to_tree_find_what_all_trees_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """With many tasks trees cannot all be looked at."""
     rng = np.random.default_rng(0)
