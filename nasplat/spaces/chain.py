@@ -189,8 +189,8 @@ class ChainNetwork:
 
 def elastic_stages(
     stages: Sequence[Mapping[str, int]], widths: Sequence[float], depths: Sequence[int], divisor: int, layer: str
-) -> tuple[list[dict[str, int]], list[ElasticStage]]:
-    """Stages from plain data: as an identity has them, and as choices.
+) -> tuple[dict[str, Any], list[ElasticStage]]:
+    """Stages from the parameters of a family: the part of its identity that they are, and as choices.
 
     Args:
         stages: mappings of `channels`, `stride` and at most how many layers, under the plural of `layer`.
@@ -201,6 +201,9 @@ def elastic_stages(
     Raises:
         NasplatError: they make no stages.
     """
+    stages, depths = listed("stages", stages), listed("depths", depths, may_be_empty=True)
+    widths = tuple(float(width) for width in listed("widths", widths))
+    whole("divisor", divisor)
     for depth in depths:
         whole("a depth", depth)
     if min(widths) <= 0:
@@ -224,7 +227,7 @@ def elastic_stages(
                 stride,
             )
         )
-    return plain, elastic
+    return {"stages": plain, "widths": list(widths), "depths": list(depths), "divisor": divisor}, elastic
 
 
 def times(channels: int, multiplier: float, divisor: int) -> int:

@@ -83,14 +83,11 @@ class MBConvSpace(SearchSpace):
         divisor: int = 8,
     ) -> None:
         self.problem = problem
-        operations, depths = listed("operations", operations), listed("depths", depths, may_be_empty=True)
-        widths = tuple(float(width) for width in listed("widths", widths))
+        operations = listed("operations", operations)
         for operation in operations:
             if operation != IDENTITY:
                 kernel_and_expansion(str(operation))
-        plain, self._stages = elastic_stages(
-            listed("stages", stages), widths, depths, whole("divisor", divisor), "layer"
-        )
+        plain, self._stages = elastic_stages(stages, widths, depths, divisor, "layer")
         self.operations = operations
         self.stem_channels = whole("stem_channels", stem_channels)
         self.stem_stride = whole("stem_stride", stem_stride)
@@ -100,16 +97,13 @@ class MBConvSpace(SearchSpace):
         self.block = Block(one_of("activation", activation, ACTIVATIONS), squeeze_excite, divisor)
         self.identity = {
             "family": "mbconv",
-            "stages": plain,
+            **plain,
             "operations": list(operations),
-            "widths": list(widths),
-            "depths": list(depths),
             "stem_channels": stem_channels,
             "stem_stride": stem_stride,
             "last_channels": last_channels,
             "activation": activation,
             "squeeze_excite": squeeze_excite,
-            "divisor": divisor,
             "problem": problem.to_json(),
         }
         self.choices = {

@@ -102,7 +102,7 @@ class ResNetSpace(SearchSpace):
         self.stem_channels = whole(
             "stem_channels", {"cifar": 16, "imagenet": 64}[stem] if stem_channels is None else stem_channels
         )
-        self.divisor = whole("divisor", divisor)
+        self.divisor = divisor
         self.kernels = tuple(whole("a kernel", kernel, 3) for kernel in listed("kernels", kernels))
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise NasplatError(f"kernels are {list(kernels)}", "each must be an odd number")
@@ -110,22 +110,17 @@ class ResNetSpace(SearchSpace):
         self.expansions = tuple(float(share) for share in shares)
         if min(self.expansions) <= 0:
             raise NasplatError(f"expansions are {list(self.expansions)}", "each must be a number above 0")
-        widths = tuple(float(width) for width in listed("widths", widths))
-        depths = listed("depths", depths, may_be_empty=True)
-        plain, self._stages = elastic_stages(listed("stages", stages), widths, depths, divisor, "block")
+        plain, self._stages = elastic_stages(stages, widths, depths, divisor, "block")
         self.identity = {
             "family": "resnet",
-            "stages": plain,
+            **plain,
             "block": block,
-            "widths": list(widths),
-            "depths": list(depths),
             "expansions": list(self.expansions),
             "kernels": list(self.kernels),
             "shortcut": shortcut,
             "stem": stem,
             "stem_channels": self.stem_channels,
             "activation": activation,
-            "divisor": divisor,
             "problem": problem.to_json(),
         }
         self.choices = {choice.name: choice for stage in self._stages for choice in self._choices(stage)}
