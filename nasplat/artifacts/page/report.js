@@ -136,18 +136,19 @@
     ]);
   }
 
+  // Where the text of a point stands, of all from left to right: above and below in turn, and away from the edges.
+  const beside = (_, place, all) => `${place % 2 ? "bottom" : "top"} ${place < all.length / 2 ? "right" : "left"}`;
+
   // Known networks, with their names, where the search has any.
   function known(points, markers) {
     if (!points.length) return [];
     return [markers("known networks", points, {
-      mode: "markers+text", text: points.map((point) => ` ${point.landmark} `), textposition: "bottom right",
+      mode: "markers+text", text: points.map((point) => ` ${point.landmark} `), textposition: points.map(beside),
       marker: { size: 11, symbol: "diamond", color: colour("--extra"), line: { color: colour("--card"), width: 1.5 } },
     })];
   }
 
   function drawAgain() {
-    // Numbers of neighbours stand above and below in turn, so that they are read on a phone too.
-    const beside = (_, place, all) => `${place % 2 ? "bottom" : "top"} ${place < all.length / 2 ? "right" : "left"}`;
     drawFront("again", data.confirmed, data.confirmedMetrics, (points, markers, bars) => [[], [
       markers("mean of new seeds, by trial", points, {
         ...bars(), mode: "markers+text", text: points.map((point) => ` ${point.number} `), textposition: points.map(beside),
