@@ -39,7 +39,7 @@ SPACE = {"family": "branching", "backbone": {"space": BACKBONE}}
 TASKS = ["garment", "sleeves", "symmetry", "rotation"]
 TRAIN = {"epochs": 4, "batch_size": 64, "lr": 0.2, "weighting": "uncertainty"}
 TRIALS = 32  # baselines and trees by gradients included
-GRADIENTS = {"epochs": 3, "choice_lr": 0.1}
+GRADIENTS = {"epochs": 3, "choice_lr": 0.1, "held": 0.2}
 PRODUCE = {
     "shared": {},
     "separate": {},
@@ -63,8 +63,10 @@ FIRST_SEED = 10
 RELATED_BACKBONE = "benchmark_branching:plain"
 RELATED_TRAIN = {"epochs": 10, "batch_size": 64, "lr": 0.1, "augment": []}
 BUDGET = 0.35  # of the MACs of all separate; all shared has 0.25
-COSTS = {"bmtas": 0.3, "learning_to_branch": 0.0}  # the paper of the second has no cost
-RELATED_GRADIENTS = {"epochs": 25, "choice_lr": 0.05}
+RELATED_GRADIENTS: dict[str, dict[str, Any]] = {
+    "bmtas": {"cost": 0.3, "epochs": 25},
+    "learning_to_branch": {"cost": 0.0, "held": 0.0, "epochs": 25},  # as in its paper
+}
 RELATED_IMAGES = 6000
 METHODS = ("affinity", "bmtas", "learning_to_branch")
 
@@ -129,7 +131,7 @@ def related(seed: int, method: str) -> dict[str, Any]:
         # The trees are a front: the last one that the budget allows for has tasks differ least.
         tree = space.tree(space.canonical(list(kept.values())[-1]["values"]))
     else:
-        settings = Settings(cost=COSTS[method], **RELATED_GRADIENTS)
+        settings = Settings(**RELATED_GRADIENTS[method])
         cpu = torch.device("cpu")
         snapshots = search_tree(
             space, dataset, method, settings, experiment.train, device=cpu, seed=seed, checkpoint=folder
@@ -275,8 +277,8 @@ def page(found: Mapping[Task, Any], options: argparse.Namespace) -> str:
         "Four regressions in two groups, in an order drawn anew: the cosine between the targets' weights is 0.9 within "
         f"a group and 0 between groups (`nasplat.data.related_tasks`, {RELATED_IMAGES:,} images). Affinity may use "
         f"{BUDGET:.0%} of the MACs of all separate, of which all shared has 25 %; BMTAS has a cost of weight "
-        f"{COSTS['bmtas']:g}, Learning to Branch none, as in its paper; both {RELATED_GRADIENTS['epochs']} epochs. A "
-        "tree is right where any two related tasks share more layers than any two that are not. Seeds "
+        f"{RELATED_GRADIENTS['bmtas']['cost']:g}, Learning to Branch none, and its choices and weights learn together, "
+        f"as in its paper; both {RELATED_GRADIENTS['bmtas']['epochs']} epochs. A tree is right where any two related tasks share more layers than any two that are not. Seeds "
         f"{FIRST_SEED} to {FIRST_SEED + options.related - 1}; all settings were chosen on others. Seconds are of a "
         "machine that was doing other things as well.",
         "",

@@ -184,7 +184,7 @@ class _Search:
         loss = self._loss(batch)
         if optimiser is self.choices and (sign := self._side()):
             loss = loss + sign * self.settings.penalty * self.relaxed.expected_macs().log().to(loss)
-        self.turns.step(optimiser, loss)
+        self.turns.step(loss, optimiser)
 
     def _loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None

@@ -15,6 +15,7 @@ AtLeast2 = Annotated[int, Field(ge=2)]
 AtLeast4 = Annotated[int, Field(ge=4, multiple_of=4)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]
 
 
 def make_one(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
-from nasplat.search.options import AtLeast1, AtLeast2, Positive, Share
+from nasplat.search.options import AtLeast1, AtLeast2, Part, Positive, Share
 from nasplat.search.producer import Brief, Produced, Producer
 
 _DRAWN = 2000
@@ -111,7 +111,7 @@ def bmtas(
     lr: Positive = 1e-3,
     choice_lr: Positive = 0.05,
     warmup: Share = 0.1,
-    held: Share = 0.2,
+    held: Part = 0.2,
 ) -> Producer:
     """Every task mixes copies of each layer, and the mixtures settle on a tree (Bruggemann et al., 2020).
 
@@ -121,7 +121,7 @@ def bmtas(
         lr: of the weights.
         choice_lr: of the choices.
         warmup: share of the epochs in which nothing is chosen.
-        held: share of the training images from which the choices learn.
+        held: share of the training images from which the choices learn; 0: in the same steps as the weights.
     """
     return _by_gradients("bmtas", cost, epochs=epochs, lr=lr, choice_lr=choice_lr, warmup=warmup, held=held)
 
@@ -132,7 +132,7 @@ def learning_to_branch(
     lr: Positive = 1e-3,
     choice_lr: Positive = 0.05,
     warmup: Share = 0.1,
-    held: Share = 0.2,
+    held: Part = 0.0,
 ) -> Producer:
     """Every branch chooses the one before it (Guo et al., 2020); the paper has no cost, which is `cost: [0]`.
 

@@ -1,8 +1,9 @@
-"""Searches by gradients: a network's weights and the logits of its choices learn in turn, each from its own images."""
+"""Searches by gradients: a network's weights and the logits of its choices learn in turn, or together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,15 @@ class Alternation:
         self.weights, self.choices = weights, choices
         self.generator, self.identity, self.folder = generator, identity, folder
 
-    def step(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        """One step of the weights, or of the choices, whose gradients alone are then worked out."""
-        learning = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    def step(self, loss: Tensor, *optimisers: torch.optim.Optimizer) -> None:
+        """One step of the weights, of the choices, or of both; gradients of nothing else are worked out."""
+        parts = [[one for group in optimiser.param_groups for one in group["params"]] for optimiser in optimisers]
+        learning = list(chain.from_iterable(parts))
         for parameter, gradient in zip(learning, torch.autograd.grad(loss, learning, allow_unused=True), strict=True):
             parameter.grad = gradient
-        nn.utils.clip_grad_norm_(learning, _CLIP)
-        optimiser.step()
+        for optimiser, part in zip(optimisers, parts, strict=True):
+            nn.utils.clip_grad_norm_(part, _CLIP)
+            optimiser.step()
 
     def save(self, record: Sequence[Mapping[str, Any]]) -> None:
         """Writes everything, with what the search wants to remember: one entry an epoch."""

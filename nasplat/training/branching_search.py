@@ -27,7 +27,7 @@ from nasplat.training.multi_task import MultiTask, tasks_objective
 from nasplat.training.relaxed_trees import ParentChoices, RelaxedTrees, TaskMixtures, share_of
 
 if TYPE_CHECKING:
-    from nasplat.data.datasets import Dataset
+    from nasplat.data.datasets import Dataset, Split
     from nasplat.data.loader import Batch, Loader
 
 METHODS: dict[str, Callable[[BranchingSpace], RelaxedTrees]] = {
@@ -45,7 +45,8 @@ class Settings:
         cost: weight of the expected MACs, of which all separate have 1 more than all shared.
         epochs: over the training images, warm-up included.
         warmup: share of the epochs in which weights alone learn, before anything is chosen.
-        held: share of the training images from which the choices learn; weights learn from the others.
+        held: share of the training images from which the choices learn, in passes of their own; weights learn from the
+            others. 0: both learn in the same steps, from all images.
         lr: of Adam for the weights.
         weight_decay: of the weights.
         choice_lr: of Adam for the choices. The paper's 0.01 is for 160 epochs of PASCAL; fewer steps need larger ones.
@@ -96,8 +97,8 @@ def search_tree(
 
     After the warm-up each epoch has a pass of the choices over the images that are held back, with the losses of the
     tasks and `cost` times the expected share of MACs, then one of the weights over the others; both optimisers begin
-    anew there, as in the paper. Learning to Branch has no term of cost in its paper: `cost: 0` is the paper's. Goes on
-    from the last finished epoch.
+    anew there. That is the schedule of BMTAS. Learning to Branch has choices and weights learn together, `held: 0`, and
+    has no term of cost, `cost: 0`. Goes on from the last finished epoch.
 
     Args:
         method: of `METHODS`.
@@ -171,29 +172,31 @@ class _Search:
             self.changes.manual_seed(self.seed * 1_000_003 + epoch)
             if epoch == warm:
                 self.weights.state.clear()
-            if epoch >= warm:
-                self._pass(held, self.choices, (epoch - warm) / (self.settings.epochs - warm))
-            loss = self._pass(rest, self.weights, (epoch - warm) / (self.settings.epochs - warm))
+            share = (epoch - warm) / (self.settings.epochs - warm)
+            if held and share >= 0:
+                self._pass(held, [self.choices], share)
+            learning = [self.weights] if held or share < 0 else [self.weights, self.choices]
+            loss = self._pass(rest, learning, share)
             self._finished(epoch, loss)
             on_epoch(self.snapshots[-1])
         return tuple(self.snapshots)
 
-    def _pass(self, loader: Loader, optimiser: torch.optim.Optimizer, share: float) -> float:
+    def _pass(self, loader: Loader, learning: list[torch.optim.Optimizer], share: float) -> float:
         """One epoch of the one or the other; the mean loss. `share` of all choosing is over; below 0 it is warm-up."""
         high, low = TEMPERATURES
-        temperature = high + share * (low - high)
+        temperature, choosing = high + share * (low - high), self.choices in learning
         total, steps = torch.zeros((), device=self.device), 0
         for batch in loader.epoch(self.generator):
             if share < 0:
                 weights = self.relaxed.warm()
             else:
-                with torch.set_grad_enabled(optimiser is self.choices):
+                with torch.set_grad_enabled(choosing):
                     weights = self.relaxed.draw(temperature, self.generator)
             loss = self._loss(batch, weights)
-            if optimiser is self.choices and self.settings.cost:
+            if choosing and self.settings.cost:
                 expected, _ = self.relaxed.expected_branches(self.generator)
                 loss = loss + self.settings.cost * share_of(expected, self.space).to(loss)
-            self.turns.step(optimiser, loss)
+            self.turns.step(loss, *learning)
             total, steps = total + loss.detach(), steps + 1
         return float(total) / steps
 
@@ -202,17 +205,17 @@ class _Search:
         losses, here = self.objective.losses_of(self.relaxed(views, seen, weights), labels)
         return self.objective.combined(losses, here, self.relaxed.copies, self.extra)
 
-    def _loaders(self) -> tuple[Loader, Loader]:
-        """Of the images that the choices learn from, and of those that the weights learn from."""
+    def _loaders(self) -> tuple[Loader | None, Loader]:
+        """Of the images that the choices learn from alone, if any, and of those that the weights learn from."""
         split = self.dataset.train
         rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
-        held = max(1, round(self.settings.held * len(split)))
-        found = []
-        for part in (rows[:held], rows[held:]):
-            data = replace(self.dataset, train=split.select(part))
-            train = self.train.model_copy(update={"batch_size": min(self.train.batch_size, len(part))})
-            found.append(training_loader(self.relaxed.copies, data, train, self.objective, self.device))
-        return found[0], found[1]
+        held = max(1, round(self.settings.held * len(split))) if self.settings.held else 0
+        return self._loader(split.select(rows[:held])) if held else None, self._loader(split.select(rows[held:]))
+
+    def _loader(self, part: Split) -> Loader:
+        data = replace(self.dataset, train=part)
+        train = self.train.model_copy(update={"batch_size": min(self.train.batch_size, len(part))})
+        return training_loader(self.relaxed.copies, data, train, self.objective, self.device)
 
     def _finished(self, epoch: int, loss: float) -> None:
         if not isfinite(loss):

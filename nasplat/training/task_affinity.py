@@ -66,8 +66,8 @@ def affinities(features: Sequence[Sequence[Tensor]]) -> np.ndarray:
 def tree_cost(tree: Tree, affinity: np.ndarray) -> float:
     """How much tasks that share differ: over the layers, the mean over tasks of the largest 1 - affinity in its branch.
 
-    The paper takes the mean over branches, in which a task alone counts as much as all others together: what is cheapest
-    then is to leave one alone, not to have those together that are alike.
+    The paper takes the mean over branches, in which a task alone counts as much as all others together: what costs
+    least then is to leave one alone, not to have those together that are alike.
     """
     labels = np.asarray(tree)
     apart = labels[:, :, None] != labels[:, None, :]

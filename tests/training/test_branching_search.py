@@ -157,10 +157,15 @@ def searched(method: str, folder: Path | None = None, **settings: Any) -> tuple[
     return search_tree(space, dataset, method, chosen, TRAIN, device=CPU, seed=3, checkpoint=folder)
 
 
-@methods
-def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(method: str, tmp_path: Path) -> None:
+schedules = pytest.mark.parametrize(
+    ("method", "held"), [("bmtas", 0.2), ("learning_to_branch", 0.2), ("learning_to_branch", 0.0)]
+)
+
+
+@schedules
+def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(method: str, held: float, tmp_path: Path) -> None:
     """Bit for bit, from the last finished epoch."""
-    whole = searched(method)
+    whole = searched(method, held=held)
 
     class Stop(Exception):
         pass
@@ -171,18 +176,18 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(method: str,
 
     dataset = data()
     space = space_for(dataset.problem)
-    settings = Settings(epochs=4, warmup=0.25)
+    settings = Settings(epochs=4, warmup=0.25, held=held)
     with pytest.raises(Stop):
         search_tree(space, dataset, method, settings, TRAIN, device=CPU, seed=3, checkpoint=tmp_path, on_epoch=stop)
-    assert searched(method, tmp_path) == whole
+    assert searched(method, tmp_path, held=held) == whole
     with pytest.raises(NasplatError, match="is of another search"):
-        searched(method, tmp_path, cost=0.7)
+        searched(method, tmp_path, held=held, cost=0.7)
 
 
-@methods
-def test_cost_pulls_tasks_together(method: str) -> None:
+@schedules
+def test_cost_pulls_tasks_together(method: str, held: float) -> None:
     """With no way to say what a network may cost a search would always split."""
-    often = {"epochs": 10, "choice_lr": 0.3, "held": 0.5}
+    often = {"epochs": 10, "choice_lr": 0.3, "held": held and 0.5}
     cheap, free = searched(method, cost=30.0, **often), searched(method, cost=0.0, **often)
     assert cheap[-1].share < 0.15 < free[-1].share
     assert cheap[-1].share < cheap[0].share and cheap[-1].loss < cheap[0].loss
