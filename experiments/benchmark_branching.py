@@ -278,7 +278,8 @@ def page(found: Mapping[Task, Any], options: argparse.Namespace) -> str:
         f"a group and 0 between groups (`nasplat.data.related_tasks`, {RELATED_IMAGES:,} images). Affinity may use "
         f"{BUDGET:.0%} of the MACs of all separate, of which all shared has 25 %; BMTAS has a cost of weight "
         f"{RELATED_GRADIENTS['bmtas']['cost']:g}, Learning to Branch none, and its choices and weights learn together, "
-        f"as in its paper; both {RELATED_GRADIENTS['bmtas']['epochs']} epochs. A tree is right where any two related tasks share more layers than any two that are not. Seeds "
+        f"as in its paper; both {RELATED_GRADIENTS['bmtas']['epochs']} epochs. A tree "
+        "is right where any two related tasks share more layers than any two that are not. Seeds "
         f"{FIRST_SEED} to {FIRST_SEED + options.related - 1}; all settings were chosen on others. Seconds are of a "
         "machine that was doing other things as well.",
         "",
