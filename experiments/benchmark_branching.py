@@ -302,11 +302,14 @@ def page(found: Mapping[Task, Any], options: argparse.Namespace) -> str:
         "The gain over networks of one task each (delta_m), in percent. For each baseline, at its MACs: the tree that "
         "was best on validation images among those that evolution, BMTAS and Learning to Branch found within the MACs "
         "of the baseline's, which is likewise its best there; both on the test images, which nothing was chosen by. "
-        "Mean and standard deviation over the seeds.",
+        f"Mean and standard deviation over the seeds. BMTAS has {GRADIENTS['epochs']} epochs and a cost of weight "
+        f"{PRODUCE['bmtas']['cost'][0]:g}, Learning to Branch as many, with "
+        f"{' and '.join(f'{cost:g}' for cost in PRODUCE['learning_to_branch']['cost'])}.",
         "",
         "| baseline | MACs | gain | found within its MACs | gain | difference |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    least: tuple[float, str] = (float("inf"), "")
     for baseline in BASELINES:
         rows = []
         for trees in runs:
@@ -322,10 +325,19 @@ def page(found: Mapping[Task, Any], options: argparse.Namespace) -> str:
             differences = [100 * (other["test_delta_m"] - own["test_delta_m"]) for own, other in both]
             cells += [f"{statistics.mean(other['macs'] for _, other in both) / 1e6:.2f} M"]
             cells += [spread([100 * other["test_delta_m"] for _, other in both]), spread(differences)]
+            mean, share = (
+                statistics.mean(differences),
+                statistics.mean(other["macs"] / own["macs"] for own, other in both),
+            )
+            error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+            told = f"{baseline}, {mean:+.2f} with a standard error of {error:.2f}, at {share:.0%} of its MACs"
+            least = min(least, (mean, told))
         else:
             cells += ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
+        "",
+        f"The least of the differences is that to {least[1]}.",
         "",
         "| found by | trees | on the front of validation images | best there, on test images |",
         "| --- | --- | --- | --- |",
