@@ -6,7 +6,7 @@ Branch for Multi-Task Learning, 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -181,7 +181,7 @@ class _Search:
             on_epoch(self.snapshots[-1])
         return tuple(self.snapshots)
 
-    def _pass(self, loader: Loader, learning: list[torch.optim.Optimizer], share: float) -> float:
+    def _pass(self, loader: Loader, learning: Sequence[torch.optim.Optimizer], share: float) -> float:
         """One epoch of the one or the other; the mean loss. `share` of all choosing is over; below 0 it is warm-up."""
         high, low = TEMPERATURES
         temperature, choosing = high + share * (low - high), self.choices in learning
