@@ -148,7 +148,10 @@ def _look_around(
                 return found
         return None
 
-    found = fresh(_near(draft.architecture, space, rng)) or fresh(space.sample(rng) for _ in range(SAMPLES))
+    met = any(proposal.state != "infeasible" for proposal in history.by_digest.values())
+    # Beside what meets the constraints lies more of it; beside what does not, descent finds it sooner than walks do.
+    found = fresh(_near(draft.architecture, space, rng)) if met else None
+    found = found or fresh(space.sample(rng) for _ in range(SAMPLES))
     if found is None and nearest is not None and constraints:
         found = fresh(descent(space, nearest.architecture, constraints, rng))
     found = found or fresh(_listed(history, space))
@@ -158,7 +161,7 @@ def _look_around(
         )
     if not constraints:
         return Exhausted(f"all {len(history.by_digest)} architectures that could be found have been tried")
-    if any(proposal.state != "infeasible" for proposal in history.by_digest.values()):
+    if met:
         return Exhausted("every architecture that could be found and meets the constraints has been tried")
     raise _nothing_meets(nearest, history, constraints)
 
