@@ -38,11 +38,11 @@ def test_every_family_of_ours_is_tested() -> None:
 def test_costs_are_those_of_the_network_that_runs(family: str) -> None:
     """The search would optimise another number than that of the networks it hands back.
 
-    200 architectures, run on real tensors; the peak is that of the traced run's live tensors.
+    50 architectures, run on real tensors; the peak is that of the traced run's live tensors.
     """
     space = make_space({"family": family, **SPECS[family]}, PROBLEM)
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(50):
         architecture = space.sample(rng)
         network = space.build(architecture).eval()
         trace = trace_run(network, (torch.zeros(1, *PROBLEM.input_shape),))

@@ -210,19 +210,22 @@ def test_the_same_generator_samples_the_same(family: str) -> None:
 
 @families
 def test_costs_are_those_of_the_graph_and_of_the_counter(family: str) -> None:
-    """Integer for integer on 200 random architectures: MACs, parameters and peak activation bytes."""
+    """Integer for integer: MACs, parameters and peak bytes, of 200 random graphs, and of 50 networks."""
     space = space_of(family)
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for place in range(200):
         architecture = space.sample(rng)
         cost = space.cost(architecture)
-        if family in ("user", "pruning"):  # its graph is a drawing: what runs is the module
+        drawn = family in ("user", "pruning")  # its graph is a drawing: what runs is the module
+        if not drawn:
+            assert cost_of(space.graph(architecture)) == cost, dict(architecture.values)
+        if place % 4:
+            continue
+        if drawn:
             with torch.device("meta"):
                 module = space.build(architecture)
         else:
-            graph = space.graph(architecture)
-            assert cost_of(graph) == cost, dict(architecture.values)
-            module = build_network(graph, device="meta")
+            module = build_network(space.graph(architecture), device="meta")
         assert count(module, SMALL.input_shape).cost == cost, dict(architecture.values)
 
 
