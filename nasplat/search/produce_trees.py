@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nasplat.core.architecture import Architecture
 from nasplat.core.errors import NasplatError
-from nasplat.search.options import AtLeast1, AtLeast2, Part, Positive, Share
+from nasplat.search.options import AtLeast1, AtLeast2, Part, Positive
 from nasplat.search.producer import Brief, Produced, Producer
 
 _DRAWN = 2000
@@ -110,7 +110,7 @@ def bmtas(
     epochs: AtLeast2 = 20,
     lr: Positive = 1e-3,
     choice_lr: Positive = 0.05,
-    warmup: Share = 0.1,
+    warmup: Part = 0.1,
     held: Part = 0.2,
 ) -> Producer:
     """Every task mixes copies of each layer, and the mixtures settle on a tree (Bruggemann et al., 2020).
@@ -131,7 +131,7 @@ def learning_to_branch(
     epochs: AtLeast2 = 20,
     lr: Positive = 1e-3,
     choice_lr: Positive = 0.05,
-    warmup: Share = 0.1,
+    warmup: Part = 0.1,
     held: Part = 0.0,
 ) -> Producer:
     """Every branch chooses the one before it (Guo et al., 2020); the paper has no cost, which is `cost: [0]`.

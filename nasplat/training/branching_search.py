@@ -43,8 +43,8 @@ class Settings:
 
     Args:
         cost: weight of the expected MACs, of which all separate have 1 more than all shared.
-        epochs: over the training images, warm-up included.
-        warmup: share of the epochs in which weights alone learn, before anything is chosen.
+        epochs: over the training images, warm-up included; two at least.
+        warmup: share of the epochs in which weights alone learn, before anything is chosen; at least one, never all.
         held: share of the training images from which the choices learn, in passes of their own; weights learn from the
             others. 0: both learn in the same steps, from all images.
         lr: of Adam for the weights.
@@ -166,7 +166,7 @@ class _Search:
         for one in self.turns.restore():
             self.snapshots.append(Snapshot(**{**one, "architecture": self.space.canonical(one["architecture"])}))
         held, rest = self._loaders()
-        warm = max(1, round(self.settings.warmup * self.settings.epochs))
+        warm = min(max(1, round(self.settings.warmup * self.settings.epochs)), self.settings.epochs - 1)
         for epoch in range(len(self.snapshots), self.settings.epochs):
             # What changes images for pretexts is of the epoch, so that a search that was interrupted draws the same.
             self.changes.manual_seed(self.seed * 1_000_003 + epoch)

@@ -195,6 +195,12 @@ def test_cost_pulls_tasks_together(method: str, held: float) -> None:
     assert space.tree(cheap[-1].architecture) == space.tree(space.shared())
 
 
+def test_a_warm_up_leaves_an_epoch_to_choose_in() -> None:
+    """A share of a few epochs may round to all of them."""
+    found = searched("bmtas", epochs=2, warmup=0.9)
+    assert len(found) == 2 and found[0].share != found[1].share
+
+
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     dataset = data()
     space = space_for(dataset.problem)
