@@ -18,7 +18,7 @@ from nasplat.search.events import Asked, FrontChanged, Judged, Message, OnEvent,
 from nasplat.search.executors import POLL_SECONDS, Executor, InlineExecutor
 from nasplat.search.history import History, Proposal, goals_of
 from nasplat.search.processes import ProcessExecutor
-from nasplat.search.produce import produce
+from nasplat.search.produce import produce, producers
 from nasplat.search.propose import Exhausted, drafted, propose
 from nasplat.search.records import Evaluate, Record, TrialSpec, read_record
 from nasplat.search.references import references
@@ -200,6 +200,7 @@ class _Search:
         interrupts: Interrupts,
     ) -> None:
         say = lambda text: on_event(Message(text))  # noqa: E731
+        producers(experiment.search.produce)  # a mistake in their options is told before anything trains for an hour
         experiment = with_single_tasks(experiment, space, run.root, say)
         experiment = with_weights_trained(experiment, space, run.root, say)
         self.experiment = experiment

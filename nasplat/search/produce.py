@@ -6,8 +6,9 @@ are evaluated like any other, and are landmarks beside the front.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nasplat.artifacts.files import read_json, write_json
 from nasplat.core.architecture import Architecture
@@ -35,6 +36,18 @@ PRODUCERS: dict[str, Callable[..., Producer]] = {
 }
 
 
+def producers(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Producer]:
+    """What `search.produce` asks for; nothing is trained yet.
+
+    Raises:
+        NasplatError: no such producer or option, or a value that it does not take.
+    """
+    return {
+        name: make_one(PRODUCERS, name, options, "producer", f"search.produce.{name}")
+        for name, options in asked.items()
+    }
+
+
 def produce(
     experiment: Experiment, space: SearchSpace, root: Path, say: Callable[[str], None]
 ) -> dict[str, Architecture]:
@@ -44,12 +57,7 @@ def produce(
         NasplatError: no such producer or option, or one that does not fit the space or its constraints.
     """
     found: dict[str, Architecture] = {}
-    # All options are looked at before the first producer trains for an hour.
-    producers = {
-        name: make_one(PRODUCERS, name, options, "producer", f"search.produce.{name}")
-        for name, options in experiment.search.produce.items()
-    }
-    for name, make in producers.items():
+    for name, make in producers(experiment.search.produce).items():
         folder = root / FOLDER / name
         kept = folder / "architectures.json"
         if kept.is_file():

@@ -109,6 +109,9 @@ def test_options_of_the_last_producer_are_told_before_the_first_one_trains(tmp_p
     with pytest.raises(NasplatError, match="random_trees"):
         produce(wanted, space, tmp_path, lambda text: None)
     assert not (tmp_path / "produced").exists()
+    with pytest.raises(NasplatError, match="random_trees"):
+        run_search(wanted, create_run(tmp_path / "run", wanted), space)
+    assert not (tmp_path / "run" / "single_tasks").exists()
 
 
 def test_one_task_only_is_told() -> None:
